@@ -1,0 +1,25 @@
+"""How much hypothesis tries, chosen by HYPOTHESIS_PROFILE: dev, ci or thorough.
+
+In each the same code gives the same examples on every run (derandomize), nothing is
+kept between runs (no database), and no example has a deadline: the machines that run
+this are noisy, so a time can say nothing about the code.
+"""
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+
+COMMON = settings(
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("dev", COMMON, max_examples=50)
+settings.register_profile("ci", COMMON, max_examples=100, print_blob=True)
+settings.register_profile("thorough", COMMON, max_examples=1000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+# The tensors here are small: a second thread costs more to wake than it saves.
+torch.set_num_threads(1)
