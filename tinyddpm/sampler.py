@@ -84,7 +84,7 @@ def p_step(
     else:
         mu_theta = p_mean(s, x_t, t, eps_hat)
     sigma = at(s.sigma2(sigma2), t, x_t).sqrt()
-    z = z * (t > 1).view(-1, *[1] * (z.ndim - 1))
+    z = z.masked_fill((t == 1).view(-1, *[1] * (z.ndim - 1)), 0)
     x_tm1 = mu_theta + sigma * z
     return x_tm1.to(x_t.dtype)
 
@@ -168,7 +168,7 @@ def interpolate(
     """
     _same_shape("x_0_prime", x_0_prime, "x_0", x_0)
     lam = torch.as_tensor(lam, dtype=x_0.dtype, device=x_0.device)
-    if lam.ndim != 1 or not bool(((lam >= 0) & (lam <= 1)).all()):
+    if lam.ndim != 1 or len(lam) < 1 or not bool(((lam >= 0) & (lam <= 1)).all()):
         raise ValueError(f"lam must be a row of numbers in [0, 1], got {lam}")
     if not 1 <= t <= s.T:
         raise ValueError(f"t must lie in 1..{s.T}, got {t}")

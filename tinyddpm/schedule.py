@@ -91,6 +91,11 @@ class Schedule:
         )
 
 
+def _check_T(T: int) -> None:
+    if not isinstance(T, int) or T < 1:
+        raise ValueError(f"T must be a whole number of steps >= 1, got {T!r}")
+
+
 def _end_points(
     T: int, beta_1: float | None, beta_T: float | None
 ) -> tuple[float, float]:
@@ -99,8 +104,7 @@ def _end_points(
     ᾱ_T is about exp(-T (β_1 + β_T) / 2), so scaling by 1000 / T keeps the noise that
     T steps add the same. Below T = 20 that asks for β_T >= 1: give both then.
     """
-    if not isinstance(T, int) or T < 1:
-        raise ValueError(f"T must be a whole number of steps >= 1, got {T!r}")
+    _check_T(T)
     if (beta_1 is None) != (beta_T is None):
         raise ValueError("give both beta_1 and beta_T, or neither")
     if beta_1 is not None and beta_T is not None:
@@ -158,6 +162,7 @@ def quadratic_schedule(
 
 def constant_schedule(T: int = 1000, beta: float | None = None) -> Schedule:
     """β_t = β for every t; by default `linear_schedule`'s β_T for this T."""
+    _check_T(T)
     if beta is None:
         beta = _end_points(T, None, None)[1]
     table = torch.full((T,), beta, dtype=torch.float64)

@@ -6,7 +6,7 @@ network (`mlp.py`, `unet.py`) and the pictures (`data.py`).
 
 from torch import Tensor
 
-from .forward import q_sample
+from .forward import _same_shape, q_sample
 from .sampler import EpsTheta
 from .schedule import Schedule, at, check_t
 
@@ -29,6 +29,7 @@ def L_simple(
     """
     check_t(s, t, x_0)
     eps_hat = eps_theta(q_sample(s, x_0, t, eps), t)
+    _same_shape("eps_hat", eps_hat, "eps", eps)
     return (eps - eps_hat).square().mean()
 
 
