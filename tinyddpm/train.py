@@ -1,14 +1,45 @@
 """Training: the losses (eq. 12, 14), Algorithm 1, and the moving average (App. B).
 
 What lives here: what is minimised and the loop that does it. What does not: the
-network (`mlp.py`, `unet.py`) and the pictures (`data.py`).
+network (`mlp.py`, `unet.py`), the pictures (`data.py`), settings and flags
+(`config.py`), what is saved and told (`state.py`, `checkpoint.py`), and what only makes
+the loop fast or hard to kill (`runtime.py`).
+
+Randomness is a function of (seed, step) alone: a run that is killed and resumed is bit
+for bit the run that was not, and no state of a random generator is ever stored.
 """
 
-from torch import Tensor
+import copy
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Adam
+
+from .config import TrainConfig
+from .data import Draw
 from .forward import _same_shape, q_sample
+from .runtime import as_a_run, faster, parts, seed_step, world
 from .sampler import EpsTheta
 from .schedule import Schedule, at, check_t
+from .state import Record, State
+
+
+def squared_error(
+    s: Schedule, eps_theta: EpsTheta, x_0: Tensor, t: Tensor, eps: Tensor
+) -> Tensor:
+    """‖ε - ε_θ(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖² / D of each picture: eq. 14 before its E.
+
+    Args and errors as `L_simple`.
+    Returns: (B,).
+    """
+    check_t(s, t, x_0)
+    eps_hat = eps_theta(q_sample(s, x_0, t, eps), t)
+    _same_shape("eps_theta(x_t, t)", eps_hat, "x_t", x_0)
+    return (eps - eps_hat).square().flatten(1).mean(1)
 
 
 def L_simple(
@@ -27,10 +58,7 @@ def L_simple(
         eps: ε ~ N(0, I), the shape of x_0.
     Returns: a scalar.
     """
-    check_t(s, t, x_0)
-    eps_hat = eps_theta(q_sample(s, x_0, t, eps), t)
-    _same_shape("eps_hat", eps_hat, "eps", eps)
-    return (eps - eps_hat).square().mean()
+    return squared_error(s, eps_theta, x_0, t, eps).mean()
 
 
 def weight(s: Schedule, t: Tensor, sigma2: str = "beta") -> Tensor:
@@ -49,3 +77,112 @@ def weight(s: Schedule, t: Tensor, sigma2: str = "beta") -> Tensor:
     check_t(s, t, like, first)
     beta, alpha, alpha_bar = (at(x, t, like) for x in (s.beta, s.alpha, s.alpha_bar))
     return beta**2 / (2 * at(s.sigma2(sigma2), t, like) * alpha * (1 - alpha_bar))
+
+
+class EMA:
+    """App. B: θ_ema ← decay θ_ema + (1 - decay) θ, on its own copy of the weights.
+
+    It starts as a copy of the initial weights, as in the authors' code. Buffers are
+    copied once: a U-Net and an MLP have none that change.
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+        self.decay = decay
+        self._ema: list[Tensor] = list(self.net.parameters())
+        self._theta: list[Tensor] = list(net.parameters())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """One step; ema + (1 - decay)(θ - ema) is the same with one rounding less."""
+        torch._foreach_lerp_(self._ema, self._theta, 1 - self.decay)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear from 0 over `warmup` steps, then constant (or a cosine to `lr_end`)."""
+    rate, end = config.lr, config.lr_end
+    if end is not None:
+        rate = end + (rate - end) * (1 + math.cos(math.pi * step / config.steps)) / 2
+    return rate * min(step / max(1, config.warmup), 1.0)
+
+
+def fit(
+    s: Schedule,
+    net: nn.Module,
+    draw: Draw,
+    config: TrainConfig,
+    log: Callable[[Record], None] | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+) -> nn.Module:
+    """Algorithm 1: repeat a gradient step on ‖ε - ε_θ(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖²
+
+    Args:
+        s: the schedule.
+        net: ε_θ, (x_t, t) or (x_t, t, c) -> eps_hat; trained in place, on its device.
+        draw: draw(B, generator) -> (x_0,) or (x_0, c), as `data.drawer` makes it.
+        config: config.batch is over all processes of torch.distributed.
+        log: gets a `Record` every config.log_every steps and at the end, in process 0.
+        checkpoint: the file to save to: at the start, every config.save_every steps,
+            at the end, and on SIGINT or SIGTERM.
+        resume: go on from that file, if it is there.
+    Returns: the moving average of net, the one to sample from.
+    Raises:
+        ValueError: data outside [-1, 1], or a checkpoint that is damaged or of another
+            run.
+        FileExistsError: without resume, where a checkpoint is there already.
+        FloatingPointError: a loss or weight that is not finite; it was not saved.
+        SystemExit: 130 after SIGINT, 143 after SIGTERM, where there is a checkpoint.
+    """
+    device = next(net.parameters()).device
+    s, generator = s.to(device), Generator(device)
+    B, pieces = config.batch, parts(config.batch, config.micro_batch)
+    eps_theta = faster(net, config.bf16, config.channels_last, config.compile)
+    ema = EMA(net, config.ema)
+    optimiser = Adam(net.parameters(), config.lr, fused=True)
+    shape = _picture_shape(draw(B, generator), B)
+    state = State(s, net, ema.net, optimiser, config, shape, checkpoint)
+    state.begin(resume)
+    net.train()
+    catch = checkpoint is not None
+    with as_a_run(device, B, config.micro_batch, catch) as caught:
+        for step in range(state.step + 1, config.steps + 1):
+            seed_step(generator, config.seed, step)
+            x_0, *c = draw(B, generator)  # x_0 ~ q(x_0)
+            t = torch.randint(1, s.T + 1, (B,), generator=generator, device=device)
+            eps = torch.randn(x_0.shape, generator=generator, device=device)
+            for i in pieces:  # this process's share of the batch
+                given_c = _given(eps_theta, c, i)
+                loss = squared_error(s, given_c, x_0[i], t[i], eps[i])
+                torch.autograd.backward(loss.sum() * world() / B)
+                state.note(step, t[i], loss)
+            clip_grad_norm_(net.parameters(), config.clip)
+            optimiser.param_groups[0]["lr"] = learning_rate(config, step)
+            optimiser.step()
+            optimiser.zero_grad()
+            ema.update()
+            state.end_of_step(step, log, caught)
+    return ema.net
+
+
+def _given(eps_theta: Callable[..., Tensor], c: Sequence[Tensor], i: slice) -> EpsTheta:
+    """ε_θ(x_t, t, c) of a slice of the classes; ε_θ(x_t, t) where there are none."""
+    if not c:
+        return eps_theta
+    return lambda x_t, t: eps_theta(x_t, t, *(y[i] for y in c))
+
+
+def _picture_shape(batch: tuple[Tensor, ...], B: int) -> tuple[int, ...]:
+    """(C, H, W), or a refusal: data that are off are off from the first batch on."""
+    x_0 = batch[0]
+    if not x_0.is_floating_point() or len(x_0) != B:
+        raise ValueError(
+            f"draw({B}, generator) must give {B} pictures as "
+            f"floating point, got {x_0.dtype} {tuple(x_0.shape)}"
+        )
+    if not bool((x_0.abs() <= 1).all()):  # also true for nan
+        raise ValueError(
+            f"pictures must lie in [-1, 1], got {float(x_0.min()):g} to "
+            f"{float(x_0.max()):g}; to_float scales 8-bit pictures"
+        )
+    return tuple(x_0.shape[1:])

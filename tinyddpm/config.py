@@ -1,0 +1,145 @@
+"""Settings: Algorithm 1's as one frozen dataclass, and flags made from its fields.
+
+A field is annotated `Annotated[type, "meaning (source)"]`; the flag takes its name, its
+type, its default and its help from there. What does not live here: the settings of one
+script (each subclasses `TrainConfig`), and what they do (`train.py`).
+"""
+
+import argparse
+import dataclasses
+import types
+import typing
+from typing import Annotated, Any, ClassVar, TypeVar
+
+import torch
+
+C = TypeVar("C")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The settings of Algorithm 1. The defaults are App. B's, for CIFAR-10."""
+
+    steps: Annotated[int, "gradient steps in all (App. B)"] = 800_000
+    batch: Annotated[int, "pictures a step, over all processes (App. B)"] = 128
+    lr: Annotated[float, "Adam's learning rate (App. B)"] = 2e-4
+    warmup: Annotated[int, "steps of linear warm-up (authors' code)"] = 5_000
+    lr_end: Annotated[float | None, "cosine to this at the end; not in the paper"] = (
+        None
+    )
+    clip: Annotated[float, "largest norm of the gradient (authors' code)"] = 1.0
+    ema: Annotated[float, "decay of the weights' moving average (App. B)"] = 0.9999
+    seed: Annotated[int, "of all randomness"] = 0
+    log_every: Annotated[int, "steps between looks at the loss"] = 100
+    save_every: Annotated[int, "steps between checkpoints"] = 5_000
+    micro_batch: Annotated[int | None, "pictures in memory at a time"] = None
+    bf16: Annotated[bool | None, "network in bfloat16"] = None
+    channels_last: Annotated[bool | None, "channels innermost in memory"] = None
+    compile: Annotated[bool | None, "torch.compile the network"] = None
+
+    # What a resumed run may set anew: nothing of this changes the run's numbers by
+    # more than rounding. All else must be as in the checkpoint.
+    may_change: ClassVar[tuple[str, ...]] = (
+        *("steps", "log_every", "save_every"),
+        *("micro_batch", "channels_last", "compile"),
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "log_every", "save_every", "micro_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("steps", "warmup", "lr", "clip", "lr_end"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+        if self.save_every % self.log_every:
+            raise ValueError(
+                f"save_every must be a multiple of log_every, at which the loss is "
+                f"looked at, got {self.save_every} and {self.log_every}"
+            )
+
+    def fixed(self) -> dict[str, Any]:
+        """The settings that a resumed run must share with its checkpoint."""
+        free = set(self.may_change) - ({"steps"} if self.lr_end is not None else set())
+        every = dataclasses.asdict(self)
+        return {name: value for name, value in every.items() if name not in free}
+
+
+def flags(config: Any, description: str) -> argparse.ArgumentParser:
+    """A parser with one --flag for each field of the dataclass instance `config`.
+
+    Underscores become hyphens, bool and bool | None become --flag / --no-flag, a tuple
+    takes its numbers one after the other. The defaults are the instance's values.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        kind, meaning = typing.get_args(hints[field.name])
+        default = getattr(config, field.name)
+        settings: dict[str, Any] = {
+            "help": f"{meaning}; default: {_shown(default)}".replace("%", "%%"),
+            "default": default,
+        }
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", **settings, **_parsing(kind)
+        )
+    return parser
+
+
+def from_flags(config_class: type[C], args: argparse.Namespace) -> C:
+    """The dataclass filled from what its parser read; other flags are left alone."""
+    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    values = {name: getattr(args, name) for name in names}
+    return config_class(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: for a name that torch does not know, or CUDA asked for and absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(
+            f"--device must be auto, cpu, cuda or cuda:<number>, got {name!r}"
+        ) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name} was asked for, but PyTorch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices here; install a CUDA build of "
+            f"PyTorch and its driver, or give --device cpu"
+        )
+    return device
+
+
+def _parsing(kind: Any) -> dict[str, Any]:
+    """How argparse reads a field of this type; X | None is read as an X."""
+    options = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        (kind,) = (option for option in options if option is not types.NoneType)
+    if typing.get_origin(kind) is tuple:
+        return {"type": typing.get_args(kind)[0], "nargs": "*"}
+    if typing.get_origin(kind) is typing.Literal:
+        return {"choices": typing.get_args(kind)}
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    return {"type": kind, "metavar": kind.__name__.upper()}
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        return " ".join(map(str, default))
+    return "chosen for the device or the run" if default is None else str(default)

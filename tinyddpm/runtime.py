@@ -1,0 +1,170 @@
+"""What makes Algorithm 1 fast, repeatable and hard to kill, and is not in the paper.
+
+What lives here: seeding a step, bfloat16 and compilation, many GPUs, signals, memory.
+What does not: the loop that uses them (`train.py`) and the checkpoint's file format
+(`checkpoint.py`).
+"""
+
+import hashlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Generator, Tensor, nn
+
+
+def step_seed(*key: int) -> int:
+    """A 63-bit number from (seed, step, ...): neighbouring steps share nothing.
+
+    Hashed, not summed: torch's CPU generator reads only the low 32 bits of a seed.
+    """
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def seed_step(generator: Generator, seed: int, step: int) -> None:
+    """Makes the draws of a step, and the dropout masks, a function of (seed, step).
+
+    All processes draw the same batch; their dropout masks, which come from torch's own
+    generator, differ, as those of one process differ from picture to picture.
+    """
+    generator.manual_seed(step_seed(seed, step))
+    masks = step_seed(seed, step, 1 + rank())
+    if generator.device.type == "cuda":
+        torch.cuda.manual_seed(masks)
+    else:
+        torch.default_generator.manual_seed(masks)
+
+
+@contextmanager
+def rng_left_alone(device: torch.device) -> Iterator[None]:
+    """The caller's random numbers go on afterwards as if nothing had been drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
+def faster(
+    net: nn.Module,
+    bf16: bool | None,
+    channels_last: bool | None,
+    compiled: bool | None,
+) -> Callable[..., Tensor]:
+    """`net` as a function that computes the same, sooner; None means the device's best.
+
+    Autocast runs the matrix products in bfloat16 and leaves norms and softmax to
+    float32. Where torch.distributed is initialised, gradients are averaged over the
+    processes as the backward pass makes them.
+    """
+    device = next(net.parameters()).device
+    cuda = device.type == "cuda"
+    if channels_last or (channels_last is None and cuda):
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    call: Callable[..., Any] = net
+    if dist.is_initialized():
+        call = nn.parallel.DistributedDataParallel(
+            net, device_ids=[device] if cuda else None, broadcast_buffers=False
+        )
+    if compiled or (compiled is None and cuda):
+        call = torch.compile(call)
+    if bf16 or (bf16 is None and cuda):
+        call = torch.autocast(device.type, torch.bfloat16)(call)
+    return call
+
+
+def rank() -> int:
+    """Which of the processes this one is, 0 where there is one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def parts(batch: int, micro_batch: int | None) -> list[slice]:
+    """This process's share of the batch, in pieces of at most `micro_batch`."""
+    share = batch // world()
+    first, size = rank() * share, micro_batch or share
+    ends = range(first, first + share, size)
+    return [slice(i, min(i + size, first + share)) for i in ends]
+
+
+def gather(x: Tensor) -> Tensor:
+    """(n,) on each process -> (n * processes,) on all of them, by rank."""
+    if world() == 1:
+        return x
+    shares = [torch.empty_like(x) for _ in range(world())]
+    dist.all_gather(shares, x)
+    return torch.cat(shares)
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in any of the processes."""
+    if world() == 1:
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+def wait_for_all() -> None:
+    """Returns when every process is here."""
+    if world() > 1:
+        dist.barrier()
+
+
+@contextmanager
+def as_a_run(
+    device: torch.device, batch: int, micro_batch: int | None, catch: bool
+) -> Iterator[list[int]]:
+    """What holds around the whole loop; yields the list that signals are noted in."""
+    with (
+        rng_left_alone(device),
+        memory_explained(batch, micro_batch),
+        signals(catch) as caught,
+    ):
+        yield caught
+
+
+@contextmanager
+def signals(on: bool) -> Iterator[list[int]]:
+    """Notes SIGINT and SIGTERM in the list it yields, instead of dying of them."""
+    caught: list[int] = []
+    if not on or threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def note(number: int, _: Any) -> None:
+        name = signal.Signals(number).name
+        if not caught and rank() == 0:  # not print: it may have been interrupted itself
+            os.write(2, f"\n{name}: finishing the step and saving\n".encode())
+        caught.append(number)
+
+    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def memory_explained(batch: int, micro_batch: int | None) -> Iterator[None]:
+    """Out of memory: says which flag to lower."""
+    try:
+        yield
+    except RuntimeError as error:
+        cpu = "alloc_cpu" in str(error) or "not enough memory" in str(error)
+        if not (cpu or isinstance(error, torch.OutOfMemoryError)):
+            raise
+        now = micro_batch or batch // world()
+        raise torch.OutOfMemoryError(
+            f"out of memory with {now} pictures at a time; give a lower --micro-batch "
+            f"(the batch stays {batch}: gradients add up), or a narrower network. "
+            f"PyTorch said: {error}"
+        ) from error

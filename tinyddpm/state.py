@@ -1,0 +1,184 @@
+"""The state of a run of Algorithm 1: what is kept, resumed, looked at and told.
+
+What lives here: when the loss is fetched from the device, what a non-finite number
+does, and what goes into a checkpoint and comes back out. What does not: the algorithm
+(`train.py`) and the file (`checkpoint.py`).
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import Checkpoint, load_checkpoint, refuse_another_run, save_checkpoint
+from .config import TrainConfig
+from .runtime import any_process, gather, rank, wait_for_all, world
+from .schedule import Schedule
+
+
+def by_tenth(T: int, t: Tensor, values: Tensor) -> list[float]:
+    """The mean of `values` over the steps t of each tenth of 1..T, nan where none is.
+
+    The loss is hardest at small t and easy at large t, so that its mean alone says
+    little. A table over t = 1..T, say of the lowest loss possible, goes in too.
+
+    Args:
+        t, values: the same shape.
+    """
+    tenth = (t - 1) * 10 // T
+    return [float(values[tenth == i].double().mean()) for i in range(10)]
+
+
+class Record(NamedTuple):
+    """What `fit` tells about the steps since it last did.
+
+    Attributes:
+        step: the gradient steps done.
+        loss: L_simple, the mean over those steps.
+        by_tenth: the same by tenths of t (see `by_tenth`).
+        ema: the moving average as a network; to sample from it changes nothing.
+    """
+
+    step: int
+    loss: float
+    by_tenth: list[float]
+    ema: nn.Module
+
+
+class State:
+    """What changes while Algorithm 1 runs, and the file that it is kept in."""
+
+    def __init__(
+        self,
+        s: Schedule,
+        net: nn.Module,
+        ema: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        config: TrainConfig,
+        shape: tuple[int, ...],
+        path: str | Path | None,
+    ) -> None:
+        self.s, self.net, self.ema, self.optimiser = s, net, ema, optimiser
+        self.config, self.shape = config, shape
+        self.path = None if path is None else Path(path)
+        self.step = self.saved = 0
+        self.unread: list[tuple[int, Tensor, Tensor]] = []  # (step, t, loss)
+
+    def begin(self, resume: bool) -> None:
+        """Goes on from the checkpoint, or saves step 0, so that a folder that cannot
+        be written, or a disk too small, shows before any work is done."""
+        if self.path is None:
+            return
+        exists = self.path.exists()
+        if exists and not resume:
+            raise FileExistsError(
+                f"{self.path} is there already and is not overwritten; go on from it "
+                f"with --resume, or give another folder"
+            )
+        if exists:
+            self._restore(load_checkpoint(self.path))
+        wait_for_all()  # before the file that the others looked for is made
+        if not exists:
+            self._save()
+
+    def note(self, step: int, t: Tensor, loss: Tensor) -> None:
+        """Keeps the loss of each picture on the device: to look would make it wait."""
+        self.unread.append((step, t, loss.detach()))
+
+    def end_of_step(
+        self, step: int, log: Callable[[Record], None] | None, caught: list[int]
+    ) -> None:
+        """Looks, saves and tells when it is time, and leaves if a signal came.
+
+        Several processes must leave at the same step, so they agree when they look.
+        """
+        self.step, last = step, step == self.config.steps
+        stop = bool(caught) and world() == 1
+        if not (stop or last or step % self.config.log_every == 0):
+            return
+        record = self._look()
+        stop = any_process(bool(caught), self.s.beta.device)
+        if stop or last or step % self.config.save_every == 0:
+            self._save()
+        if log is not None and rank() == 0:
+            log(record)
+        if stop:
+            wait_for_all()
+            if rank() == 0:
+                print(f"stopped after step {step}; {self._where()}", file=sys.stderr)
+            raise SystemExit(128 + (caught or [15])[0])
+
+    def _look(self) -> Record:
+        """Fetches the losses since the last look; stops if one is not finite."""
+        steps = [step for step, t, _ in self.unread for _ in range(len(t))]
+        t = gather(torch.cat([t for _, t, _ in self.unread])).cpu()
+        loss = gather(torch.cat([loss for _, _, loss in self.unread])).cpu()
+        self.unread.clear()
+        wrong = (~loss.isfinite()).nonzero().flatten()
+        if len(wrong):
+            i = int(wrong[0])
+            raise FloatingPointError(
+                f"the loss is not finite at step {steps[i % len(steps)]}, t = "
+                f"{int(t[i])}; nothing of it was saved; {self._where()}"
+            )
+        if not bool(
+            torch.stack([p.isfinite().all() for p in self.net.parameters()]).all()
+        ):
+            raise FloatingPointError(
+                f"the weights are not finite after step {self.step}, though the losses "
+                f"up to it were; nothing of it was saved; {self._where()}"
+            )
+        return Record(
+            self.step,
+            float(loss.double().mean()),
+            by_tenth(self.s.T, t, loss),
+            self.ema,
+        )
+
+    def _where(self) -> str:
+        if self.path is None:
+            return "there is no checkpoint"
+        return f"the last good checkpoint is {self.path}, of step {self.saved}"
+
+    def _snapshot(self) -> Checkpoint:
+        arguments = getattr(self.net, "arguments", None)
+        name = type(self.net).__name__
+        return Checkpoint(
+            step=self.step,
+            config=dataclasses.asdict(self.config),
+            network=None if arguments is None else (name, arguments),
+            shape=self.shape,
+            beta=self.s.beta[1:].cpu(),
+            weights=self.net.state_dict(),
+            ema=self.ema.state_dict(),
+            optimiser=self.optimiser.state_dict(),
+        )
+
+    def _save(self) -> None:
+        if self.path is None or rank() != 0:
+            return
+        try:
+            save_checkpoint(self.path, self._snapshot())
+        except OSError as error:
+            raise OSError(
+                f"the checkpoint of step {self.step} could not be written ({error}); "
+                f"{self._where()} and whole: make room and go on with --resume"
+            ) from error
+        self.saved = self.step
+
+    def _restore(self, found: Checkpoint) -> None:
+        assert self.path is not None
+        refuse_another_run(self.path, found, self._snapshot(), set(self.config.fixed()))
+        if found.step > self.config.steps:
+            raise ValueError(
+                f"{self.path} is of step {found.step}, past the {self.config.steps} "
+                f"steps asked for; give --steps {found.step} or more"
+            )
+        self.net.load_state_dict(found.weights)
+        self.ema.load_state_dict(found.ema)
+        self.optimiser.load_state_dict(found.optimiser)
+        self.step = self.saved = found.step
