@@ -196,7 +196,7 @@ def test_a_shape_that_merely_broadcasts_is_refused(shape):
     wanted = rf"\({str(SHAPE)[1:-1]}\), got \({str(shape)[1:-1]}\)"
     for name, call in [
         ("eps", lambda: L_simple(s, some_network, x, t, y)),
-        ("eps_hat", lambda: L_simple(s, lambda x_t, t: y, x, t, x)),
+        (r"eps_theta\(x_t, t\)", lambda: L_simple(s, lambda x_t, t: y, x, t, x)),
     ]:
         message = f"^{name} must have .+{wanted}$"
         with pytest.raises(ValueError, match=message):

@@ -39,7 +39,7 @@ def squared_error(
     check_t(s, t, x_0)
     eps_hat = eps_theta(q_sample(s, x_0, t, eps), t)
     _same_shape("eps_theta(x_t, t)", eps_hat, "x_t", x_0)
-    return (eps - eps_hat).square().flatten(1).mean(1)
+    return (eps - eps_hat).square().reshape(len(t), -1).mean(1)
 
 
 def L_simple(
