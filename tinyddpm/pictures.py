@@ -113,8 +113,11 @@ def save_gif(path: str | Path, frames: Sequence[Tensor], seconds: float = 4.0) -
     All frames together take `seconds`; the last one then stays for 2 s. GIF holds 256
     colours a frame, so that frames are close to the pictures, not equal to them.
     """
-    if not frames:
-        raise ValueError("an animation needs at least one frame, got none")
+    if len({frame.shape for frame in frames}) != 1:
+        raise ValueError(
+            f"an animation needs one or more frames of one shape, got "
+            f"{[tuple(frame.shape) for frame in frames][:10]}"
+        )
     first, *rest = [_pillow(frame).convert("RGB").quantize(256) for frame in frames]
     each = max(20, round(1000 * seconds / len(frames)))  # below 20 ms viewers slow down
     with write_whole(path) as file:
@@ -140,25 +143,31 @@ def save_strip(
     """
     from matplotlib.figure import Figure
 
-    for heading, captions, v in rows:
-        if len(captions) != len(v):
-            raise ValueError(f"{heading}: {len(v)} pictures, {len(captions)} captions")
+    shapes = [(len(captions), *v.shape[1:]) for _, captions, v in rows]
+    if len({*shapes, *(v.shape for _, _, v in rows)}) != 1:
+        raise ValueError(
+            f"a strip needs rows of one shape and a caption for each picture, got rows "
+            f"{[tuple(v.shape) for _, _, v in rows]} and "
+            f"{[len(captions) for _, captions, _ in rows]} captions"
+        )
     strips = [grid(v, columns=len(v)) for _, _, v in rows]
     line, (height, width) = 20, strips[0].shape[1:]
     total = len(rows) * (2 * line + height)
-    figure = Figure(figsize=(width / 100, total / 100), dpi=100)
-    top = total
-    for (heading, captions, _), strip in zip(rows, strips, strict=True):
-        y, y_captions, top = top - line / 2, top - 3 * line / 2, top - 2 * line - height
-        figure.text(4 / width, y / total, heading, va="center", size=10)
+    # half a pixel more, since matplotlib rounds the figure's size in pixels down
+    figure = Figure(figsize=((width + 0.5) / 100, (total + 0.5) / 100), dpi=100)
+
+    def write(text: str, x: float, y: float, align: str) -> None:
+        figure.text(x / width, y / total, text, ha=align, va="center", size=9)
+
+    for i, ((heading, captions, _), strip) in enumerate(zip(rows, strips, strict=True)):
+        bottom = total - (i + 1) * (2 * line + height)
+        write(heading, GAP, bottom + height + 1.5 * line, "left")
         for j, caption in enumerate(captions):
-            x = (j + 0.5) / len(captions)
-            figure.text(
-                x, y_captions / total, caption, ha="center", va="center", size=8
-            )
+            x = (j + 0.5) * width / len(captions)
+            write(caption, x, bottom + height + 0.5 * line, "center")
         # figimage puts pixels down as they are; imshow would resample them
         pixels = strip.expand(3, -1, -1).permute(1, 2, 0).numpy()
-        figure.figimage(pixels, xo=0, yo=top, origin="upper")
+        figure.figimage(pixels, xo=0, yo=bottom, origin="upper")
     with write_whole(path) as file:
         figure.savefig(file, format="png")
 
@@ -177,6 +186,11 @@ def save_loss_plot(
     """
     from matplotlib.figure import Figure
 
+    if len(steps) != len(losses) or not losses or not min(losses) > 0:
+        raise ValueError(
+            f"a loss curve needs a loss > 0 for each step, got {len(steps)} steps and "
+            f"{len(losses)} losses, the least {min(losses, default=None)}"
+        )
     figure = Figure(figsize=(8, 4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     axes.plot(

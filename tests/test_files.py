@@ -1,0 +1,51 @@
+"""write_whole: a file appears whole, or nothing changes."""
+
+import pytest
+
+from tinyddpm.files import write_whole
+
+
+def test_a_file_has_its_name_only_when_it_is_whole(tmp_path):
+    """While it is being written the old content stands; afterwards the new, alone."""
+    path = tmp_path / "new" / "folder" / "a.bin"
+    for content in (b"first", b"second"):
+        before = path.read_bytes() if path.exists() else None
+        with write_whole(path) as file:
+            file.write(content)
+            file.flush()
+            assert (path.read_bytes() if path.exists() else None) == before
+        assert path.read_bytes() == content
+        assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
+def test_a_failure_leaves_everything_as_it_was(tmp_path, error):
+    """Whatever breaks off the writing: the old file is untouched, nothing is left."""
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def break_off():
+        with write_whole(path) as file:
+            file.write(b"half")
+            raise error("broken off")
+
+    with pytest.raises(error, match="broken off"):
+        break_off()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    """Below a file there is no folder: an OSError with the path and what to do."""
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(OSError, match=r"cannot write .*a/b/c\.png .*give a folder"):
+        write_whole(tmp_path / "a" / "b" / "c.png").__enter__()
+
+
+def test_a_folder_of_that_name_is_not_replaced(tmp_path):
+    """A folder in the file's place: an OSError, and the folder stays."""
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError, match=r"'.*a'"), write_whole(tmp_path / "a") as file:
+        file.write(b"x")
+    assert (tmp_path / "a").is_dir()
+    assert len(list(tmp_path.iterdir())) == 1
