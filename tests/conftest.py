@@ -18,7 +18,7 @@ COMMON = settings(
 )
 settings.register_profile("dev", COMMON, max_examples=50)
 settings.register_profile("ci", COMMON, max_examples=100, print_blob=True)
-settings.register_profile("thorough", COMMON, max_examples=1000, print_blob=True)
+settings.register_profile("thorough", COMMON, max_examples=300, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 # The tensors here are small: a second thread costs more to wake than it saves.
