@@ -53,14 +53,17 @@ def posterior(
 
     Bayes: ∝ q(x_t|x_{t-1}) q(x_{t-1}|x_0). As a function of x_{t-1} the first has mean
     x_t/√α_t and precision α_t/β_t, the second mean m_{t-1} x_0 and precision 1/v_{t-1}.
-    Precisions add, means are averaged by them; at t = 1 the second is infinite.
+    Precisions add, means are averaged by them. (Both are multiplied by v_{t-1} β_t
+    below, since at t = 1 the second is infinite.)
     """
     m, v = moments(beta)
     b = beside(np.concatenate([[0.0], beta]), t, x_t)
     m_tm1, v_tm1 = beside(m, t - 1, x_t), beside(v, t - 1, x_t)
-    share = v_tm1 * (1 - b) / (v_tm1 * (1 - b) + b)  # of the first in the precision
-    mean = share * x_t / np.sqrt(1 - b) + (1 - share) * m_tm1 * x_0
-    return mean, share * b / (1 - b)
+    precision_1, precision_2 = v_tm1 * (1 - b), b
+    precision = precision_1 + precision_2
+    mean_1, mean_2 = x_t / np.sqrt(1 - b), m_tm1 * x_0
+    mean = (precision_1 * mean_1 + precision_2 * mean_2) / precision
+    return mean, v_tm1 * b / precision
 
 
 def posterior_on_a_grid(
