@@ -1,0 +1,246 @@
+"""The variational bound L in bits/dim (eq. 3, 5, 8), rate and distortion (4.3).
+
+What lives here: what the model charges for a picture, term by term of eq. 5, and the
+rate-distortion curve that follows from it. What does not: eq. 13's decoder
+(`decoder.py`), sending real bits (`coding.py`), what is trained (`train.py`).
+
+By eq. 11, μ_θ(x_t, t) = μ̃_t(x_t, x̂_0): the terms below take x̂_0 (eq. 15) in place of
+the network. Each is a sum over the D numbers of a picture, in nats, evaluated in
+float64; bits/dim is nats / (D ln 2).
+
+Two things differ from the authors' code, whose figures the paper prints. They clamp x̂_0
+to [-1, 1] before taking μ_θ of it: `clip=True` does so too. And their Φ in eq. 13 is
+approximate (`decoder.py` says how); ours is exact, for want of a reason to copy that.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .decoder import log_decoder, sigma2_1, to_levels
+from .forward import _same_shape, q_posterior, q_sample
+from .sampler import EpsTheta, _evaluating, _randn_like, predict_x_0
+from .schedule import Schedule, at, check_t
+
+
+class Bound(NamedTuple):
+    """Eq. 5 by its terms, in bits/dim for each picture, float64.
+
+    If t was sampled, each entry is an unbiased estimate of what it stands for: columns
+    that were not drawn are 0, the others count for them.
+
+    Attributes:
+        L_T: (N,).
+        L_tm1: (N, T + 1), L_tm1[:, t] is L_{t-1} for t = 2..T, else 0.
+        L_0: (N,).
+        total: (N,), their sum: an upper bound of -log2 p_θ(x_0) / D.
+        mse: (N, T + 1), mse[:, t] = ‖x_0 - x̂_0(x_t)‖² / D for t = 1..T, x in [-1, 1].
+    """
+
+    L_T: Tensor
+    L_tm1: Tensor
+    L_0: Tensor
+    total: Tensor
+    mse: Tensor
+
+
+def gaussian_kl(mean1: Tensor, var1: Tensor, mean2: Tensor, var2: Tensor) -> Tensor:
+    """KL(N(m_1, v_1) ‖ N(m_2, v_2)) = ½ (v_1/v_2 - 1 - ln v_1/v_2 + (m_1 - m_2)²/v_2)
+
+    For each number, in nats; the shapes broadcast. var1 = 0 costs infinitely much.
+    """
+    r = (var1 - var2) / var2  # near 0 for β̃_t and β_t, where ln(1 + r) would cancel
+    log_ratio = torch.where(r.abs() < 0.5, torch.log1p(r), (var1 / var2).log())
+    return 0.5 * (r - log_ratio) + (mean1 - mean2).square() * (0.5 / var2)
+
+
+def L_T(s: Schedule, x_0: Tensor) -> Tensor:
+    """Eq. 5: L_T = KL(q(x_T|x_0) ‖ p(x_T)), the two laws eq. 4 and N(0, I)
+
+    Args: the schedule; x_0 (B, ...). Returns: (B,), nats, float64.
+    """
+    x_0 = x_0.double()
+    alpha_bar = s.alpha_bar[-1].to(x_0.device)
+    zero, one = torch.zeros_like(alpha_bar), torch.ones_like(alpha_bar)
+    return _sum(gaussian_kl(alpha_bar.sqrt() * x_0, 1 - alpha_bar, zero, one))
+
+
+def L_tm1(
+    s: Schedule,
+    x_0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    x_0_hat: Tensor,
+    sigma2: str = "beta",
+) -> Tensor:
+    """Eq. 5, 8: L_{t-1} = KL(q(x_{t-1}|x_t, x_0) ‖ p_θ(x_{t-1}|x_t)) for t > 1
+
+    = ‖μ̃_t(x_t, x_0) - μ_θ(x_t, t)‖² / (2σ_t²) + C, where the C of eq. 8 is
+    D/2 (β̃_t/σ_t² - 1 - ln β̃_t/σ_t²): 0 if σ_t² is β̃_t, and kept here.
+
+    Args:
+        s: the schedule.
+        x_0: data in [-1, 1], (B, ...).
+        x_t: drawn from q(x_t|x_0), the shape of x_0.
+        t: (B,), 2..T.
+        x_0_hat: the network's eq. 15 from x_t, the shape of x_0.
+        sigma2: σ_t², "beta" or "beta_tilde".
+    Returns: (B,), nats, float64.
+    """
+    check_t(s, t, x_t, first=2)
+    x_0, x_t, x_0_hat = x_0.double(), x_t.double(), x_0_hat.double()
+    mu_tilde, beta_tilde_t = q_posterior(s, x_t, x_0, t)
+    mu_theta, _ = q_posterior(s, x_t, x_0_hat, t)  # eq. 11
+    sigma2_t = at(s.sigma2(sigma2), t, x_t)
+    return _sum(gaussian_kl(mu_tilde, beta_tilde_t, mu_theta, sigma2_t))
+
+
+def L_0(s: Schedule, x_0: Tensor, x_0_hat: Tensor, sigma2: str = "beta") -> Tensor:
+    """Eq. 5, 13: L_0 = -log p_θ(x_0|x_1), where μ_θ(x_1, 1) is x̂_0 itself
+
+    Args:
+        s: the schedule.
+        x_0: 8-bit pictures in [-1, 1], (B, ...).
+        x_0_hat: the network's eq. 15 from x_1, the shape of x_0.
+        sigma2: σ_1², as `decoder.sigma2_1` reads it.
+    Returns: (B,), nats, float64.
+    """
+    _same_shape("x_0_hat", x_0_hat, "x_0", x_0)
+    variance = sigma2_1(s, sigma2)
+    return _sum(-log_decoder(to_levels(x_0), x_0_hat.double(), variance))
+
+
+def bits_per_dim(
+    s: Schedule,
+    eps_theta: EpsTheta,
+    x_0: Tensor,
+    generator: torch.Generator | None = None,
+    sigma2: str = "beta",
+    clip: bool = False,
+    draws: int | None = None,
+    chunk: int = 128,
+    progress: Callable[[int, int], None] | None = None,
+) -> Bound:
+    """Eq. 5 for each picture, its expectation over x_t by one ε for each term
+
+    Args:
+        s: the schedule.
+        eps_theta: the network; it is asked for N T pictures, N (draws + 1) if t is
+            sampled. It runs in eval mode and is left as it was found.
+        x_0: 8-bit pictures in [-1, 1], (N, ...).
+        generator: source of every ε and t, on x_0's device; None is torch's own.
+        sigma2: σ_t², "beta" or "beta_tilde"; σ_1² is `decoder.sigma2_1`.
+        clip: clamp x̂_0 to [-1, 1], as the authors' code does and the paper does not
+            say; published figures have it. No L_{t-1} rises by it: x_0 is inside.
+        draws: estimate the sum over t > 1 from this many t for each picture, one from
+            each of as many equal parts of 2..T; None is every t. L_T and L_0 are never
+            sampled.
+        chunk: pictures in one call of the network, the bound of the memory. Noise is
+            drawn by the chunk: another size means other noise of the same law.
+        progress: called with (pictures the network has seen, all it will see).
+    """
+    level = to_levels(x_0)
+    if len(level) == 0 or chunk < 1:
+        raise ValueError(f"need a picture and chunk >= 1, got {len(level)} and {chunk}")
+    s, to_bits = s.to(x_0.device), 1 / (level[0].numel() * math.log(2))
+    t, weight = _draw_t(s, x_0, draws, generator)
+    terms = torch.zeros(len(x_0), s.T + 1, dtype=torch.float64, device=x_0.device)
+    mse, seen = torch.zeros_like(terms), 0
+    for i, t_i, first in _chunks(t, chunk):
+        nats, error = _terms(s, eps_theta, x_0[i], t_i, first, generator, sigma2, clip)
+        w = 1.0 if first else weight
+        terms.index_put_((i, t_i), w * to_bits * nats, accumulate=True)
+        mse.index_put_((i, t_i), w * error, accumulate=True)
+        seen += len(i)
+        if progress is not None:
+            progress(seen, len(x_0) + t.numel())
+    at_T, at_0 = to_bits * L_T(s, x_0), terms[:, 1].clone()
+    terms[:, 1] = 0
+    return Bound(at_T, terms, at_0, at_T + terms.sum(1) + at_0, mse)
+
+
+def _draw_t(
+    s: Schedule, x_0: Tensor, draws: int | None, generator: torch.Generator | None
+) -> tuple[Tensor, float]:
+    """The steps t > 1 for each picture, (N, draws), and how many steps each counts for.
+
+    Draw k is uniform on the k-th of `draws` equal parts of 2..T, so that every t is
+    hit draws / (T-1) times on average; with T - 1 draws each t is hit once.
+    """
+    N, steps = len(x_0), s.T - 1
+    if draws is None:
+        return torch.arange(2, s.T + 1, device=x_0.device).expand(N, -1), 1.0
+    if not 1 <= draws <= steps:
+        raise ValueError(f"draws must lie in 1..T - 1 = {steps}, got {draws}")
+    u = torch.rand(
+        N, draws, generator=generator, dtype=torch.float32, device=x_0.device
+    )
+    part = torch.arange(draws, device=x_0.device) + u.double()
+    return 2 + (part * steps / draws).long(), steps / draws
+
+
+def _chunks(t: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """(pictures, their t, whether that is 1) for each call: all t = 1, then the rest.
+
+    Equal t stay together, and calls are full however few the pictures.
+    """
+    N, draws = t.shape
+    pictures = torch.arange(N, device=t.device)
+    for i in torch.split(pictures, chunk):
+        yield i, torch.ones_like(i), True
+    rest, t = pictures.repeat(draws), t.T.flatten()
+    for j in range(0, len(t), chunk):
+        yield rest[j : j + chunk], t[j : j + chunk], False
+
+
+def _terms(
+    s: Schedule,
+    eps_theta: EpsTheta,
+    x_0: Tensor,
+    t: Tensor,
+    first: bool,
+    generator: torch.Generator | None,
+    sigma2: str,
+    clip: bool,
+) -> tuple[Tensor, Tensor]:
+    """One call of the network: L_{t-1} (L_0 if `first`) in nats and x̂_0's mse, (B,)."""
+    x_t = q_sample(s, x_0, t, _randn_like(x_0, generator))
+    with _evaluating(eps_theta), torch.no_grad():
+        eps_hat = eps_theta(x_t, t)
+    x_0_hat = predict_x_0(s, x_t.double(), t, eps_hat.double())
+    x_0_hat = x_0_hat.clamp(-1, 1) if clip else x_0_hat
+    if first:
+        nats = L_0(s, x_0, x_0_hat, sigma2)
+    else:
+        nats = L_tm1(s, x_0, x_t, t, x_0_hat, sigma2)
+    return nats, (x_0 - x_0_hat).square().flatten(1).mean(1)
+
+
+def rate_distortion(bound: Bound) -> tuple[Tensor, Tensor]:
+    """Section 4.3, figure 5, table 4: what a receiver who holds x_t has paid, and sees
+
+    rate[t] = L_T + Σ_{s>t} L_{s-1}, bits/dim; distortion[t] = 127.5 √E‖x_0 - x̂_0‖²/D,
+    the root mean square error on the scale 0..255 over all pictures. x_t is held after
+    T - t + 1 reverse steps of table 4. At t = 0 the rate is the whole bound and the
+    error 0.
+
+    Returns: rate, distortion: (T + 1,) each, means over the pictures of the bound.
+    """
+    sent = bound.L_tm1.mean(0)
+    sent[1] = bound.L_0.mean()
+    later = sent.flip(0).cumsum(0).flip(0) - sent  # Σ_{s>t}
+    return bound.L_T.mean() + later, 127.5 * bound.mse.mean(0).sqrt()
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """The mean over pictures, and its standard error (nan for a single picture)."""
+    error = values.std() / len(values) ** 0.5 if len(values) > 1 else math.nan
+    return float(values.mean()), float(error)
+
+
+def _sum(nats: Tensor) -> Tensor:
+    """The sum over a picture's D numbers, (B, ...) -> (B,)."""
+    return nats.flatten(1).sum(1)
