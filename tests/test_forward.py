@@ -6,11 +6,14 @@ others, and the output is that input's coefficient. No sampling, no tolerance fo
 Tolerances: U and RTOL are explained in `test_schedule.py`.
 """
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tinyddpm
 from tinyddpm import linear_schedule, q_posterior, q_sample, q_step
 
 from .strategies import dtypes, normal, schedules, seeds, shapes, share, steps
@@ -136,6 +139,7 @@ def test_a_batch_of_mixed_t_is_its_items(s, shape, dtype, seed, data):
     """
     q, x, t, y = drawn_call(data, s, shape, dtype, seed)
     together = q(s, x, t, y)
+    assert isinstance(together, torch.Tensor)
     assert together.shape == x.shape
     for b in range(shape[0]):
         i = slice(b, b + 1)
@@ -194,6 +198,15 @@ def test_gradients_pass_through_to_both_inputs(s, shape, seed, data):
     x.requires_grad_()
     y.requires_grad_()
     assert torch.autograd.gradcheck(lambda x, y: q(s, x, t, y), (x, y))
+
+
+def test_q_is_known_without_a_network():
+    """Eq. 2, 4, 6: the forward process q is fixed: nothing named q_ asks an ε_θ."""
+    names = [name for name in tinyddpm.__all__ if name.startswith("q_")]
+    assert names == ["q_posterior", "q_sample", "q_step"]
+    for name in names:
+        parameters = inspect.signature(getattr(tinyddpm, name)).parameters
+        assert not {"eps_theta", "eps_hat"} & set(parameters)
 
 
 SHAPE = (4, 3, 2, 2)

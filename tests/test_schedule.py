@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from tinyddpm import (
     Schedule,
@@ -176,12 +177,12 @@ def test_default_end_points_keep_the_noise_of_T_steps(T):
     The linear schedule's ᾱ_T is then at most exp(-10.05), since log(1-β) <= -β, and the
     constant one takes the linear one's β_T.
     """
-    linear, constant = linear_schedule(T), constant_schedule(T)
+    linear, constant = quiet(linear_schedule, T), quiet(constant_schedule, T)
     ends = linear.beta[[1, T]]
     expected = torch.tensor([0.1 / T, 20 / T], dtype=torch.float64)
     torch.testing.assert_close(ends, expected, rtol=4 * U, atol=0)
     assert float(linear.alpha_bar[-1]) <= math.exp(-10.05)
-    quadratic_ends = quadratic_schedule(T).beta[[1, T]]
+    quadratic_ends = quiet(quadratic_schedule, T).beta[[1, T]]
     torch.testing.assert_close(quadratic_ends, expected, rtol=8 * U, atol=0)
     assert bool((constant.beta[1:] == ends[1]).all())
 
@@ -347,9 +348,35 @@ def test_at_refuses_what_python_would_wrap(s, beyond):
 
 
 def test_at_looks_the_table_up_where_t_lives():
-    """The table follows t to its device, so that a formula waits for no copy back."""
+    """The table goes to t's device, so that a formula waits for no copy back."""
     t = torch.zeros(3, dtype=torch.long, device="meta")
     assert at(linear_schedule().beta, t, torch.zeros(3, 2)).device.type == "meta"
+
+
+class NoWaiting(TorchFunctionMode):
+    """Refuses what makes the host wait for a device: fetching a tensor's values."""
+
+    FETCHES = ("cpu", "item", "tolist", "numpy", "__bool__", "__int__", "__float__")
+
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        assert f.__name__ not in self.FETCHES, f"{f.__name__} waits for the device"
+        return f(*args, **(kwargs or {}))
+
+
+@given(schedules(max_T=50), shapes, st.data())
+def test_at_never_makes_the_host_wait(s, shape, data):
+    """One look-up a formula: no value of t or of the table is brought to the host."""
+    t = torch.tensor(data.draw(st.lists(st.integers(0, s.T), min_size=1)))
+    like = torch.zeros(len(t), *shape)
+    with NoWaiting():
+        at(s.beta, t, like)
+
+
+def test_an_entry_can_be_kept_for_the_backward_pass():
+    """Tables are ordinary tensors; autograd refuses those made in inference mode."""
+    s = linear_schedule()
+    assert not any(getattr(s, name).is_inference() for name in TABLES)
+    assert not at(s.beta, torch.tensor([1]), torch.zeros(1, 2)).is_inference()
 
 
 @given(schedules(max_T=50), shapes, dtypes, st.sampled_from([0, 1]), st.data())

@@ -1,0 +1,60 @@
+"""Every known mistake of published DDPM code dies of a named law when put into ours.
+
+What lives here: the check that the table fits the code (fast) and the run of all
+patches (slow). The table itself, and what "caught" means, are in `mistakes.py`.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .mistakes import MISTAKES, patched_text
+
+ROOT = Path(__file__).resolve().parent.parent
+CODE = [m for m in MISTAKES if m.file]
+
+
+def test_every_mistake_has_its_own_name():
+    """The table is read by name: `python -m tests.mistakes M2`."""
+    names = [m.name for m in MISTAKES]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("mistake", CODE, ids=[m.name for m in CODE])
+def test_the_patch_still_fits(mistake):
+    """`old` occurs exactly once, the patched file is Python, and it is another one."""
+    text = (ROOT / "tinyddpm" / mistake.file).read_text()
+    patched = patched_text(mistake, text)
+    assert ast.dump(ast.parse(patched)) != ast.dump(ast.parse(text))
+
+
+@pytest.mark.parametrize("mistake", [m for m in MISTAKES if m.test], ids=str)
+def test_the_named_test_exists(mistake):
+    """Each mistake names one test function that is there to fail of it."""
+    file, name = mistake.test.split("::")
+    tree = ast.parse((ROOT / "tests" / file).read_text())
+    assert name in {f.name for f in tree.body if isinstance(f, ast.FunctionDef)}
+
+
+def test_a_patch_that_no_longer_applies_is_an_error():
+    """A mistake that was not put into the code must not count as caught."""
+    for text in ("", CODE[0].old * 2):
+        with pytest.raises(ValueError, match="must occur once"):
+            patched_text(CODE[0], text)
+
+
+@pytest.mark.slow
+def test_every_mistake_is_caught_by_its_law():
+    """With the patch the named test fails by its law, without it the test passes."""
+    # A process of its own: the runner forks one that has not imported tinyddpm.
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.mistakes"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
