@@ -19,7 +19,8 @@ COMMON = settings(
 settings.register_profile("dev", COMMON, max_examples=50)
 settings.register_profile("ci", COMMON, max_examples=100, print_blob=True)
 settings.register_profile("thorough", COMMON, max_examples=300, print_blob=True)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "dev")
+settings.load_profile(PROFILE)
 
 # The tensors here are small: a second thread costs more to wake than it saves.
 torch.set_num_threads(1)

@@ -249,7 +249,7 @@ def test_log_decoder_is_the_integral_over_the_bin(level, mean, sigma):
     agree(got, np.array([want]), error, level=level, mean=mean, sigma=sigma)
 
 
-@share(20)
+@share(10)
 @given(inside, st.floats(1e-3, 1))
 def test_the_reference_bins_sum_to_one_and_are_differences_of_phi(mean, sigma):
     """Eq. 13's 256 bins cover the line: Σ p = 1; each is Φ(b) - Φ(a) by math.erf"""
