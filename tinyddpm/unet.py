@@ -70,7 +70,9 @@ class SelfAttention(nn.Module):
         q = self.q(h).flatten(2).transpose(1, 2) * x.shape[1] ** -0.5  # (B, HW, C)
         k = self.k(h).flatten(2)  # (B, C, HW)
         v = self.v(h).flatten(2).transpose(1, 2)  # (B, HW, C)
-        h = torch.softmax(q @ k, dim=-1) @ v  # (B, HW, C)
+        # h's dtype: under autocast too the softmax is taken in float32.
+        weights = torch.softmax(q @ k, dim=-1, dtype=h.dtype)  # (B, HW, HW)
+        h = weights @ v  # (B, HW, C)
         out: Tensor = x + self.out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
         return out
 
