@@ -361,6 +361,85 @@ TRAINING = (
     ),
 )
 
+DATA = (
+    Mistake(
+        "M37",
+        "S0:63 randint(0, 255): level 255 is never drawn",
+        "256 levels, 0..255: eq. 13's last bin is at x = 1",
+        "data.py",
+        "256, size",
+        "255, size",
+        "test_data.py::test_colours_are_uniform_on_256_levels",
+    ),
+    Mistake(
+        "M38",
+        "S3:640 (t * 255.).numpy().astype(np.uint8): cut off, not rounded",
+        "the nearest level: v survives 8-bit → float → 8-bit",
+        "pictures.py",
+        ".round().clamp(0, 255)",
+        ".clamp(0, 255)",
+        "test_pictures.py::test_8_bit_to_float_to_8_bit_is_the_identity",
+    ),
+    Mistake(
+        "M38b",
+        "the same without a clamp: 256.3 becomes 0, -2 becomes 254",
+        "beyond the ends, the end",
+        "pictures.py",
+        ".round().clamp(0, 255)",
+        ".round().long()",
+        "test_pictures.py::test_to_uint8_takes_the_nearest_level_and_saturates",
+    ),
+    Mistake(
+        "M39",
+        "S4:353 TF.to_tensor, LA experiment.py: data in [0, 1]",
+        "[-1, 1] (section 3.3)",
+        "pictures.py",
+        "(v.to(dtype) - 127.5) / 127.5",
+        "v.to(dtype) / 255",
+        "test_pictures.py::test_the_grid_is_rounded_once",
+    ),
+    Mistake(
+        "P4",
+        "MI Normalize((0.5,), (1.0)): data in [-0.5, 0.5]",
+        "[-1, 1] (section 3.3)",
+        "pictures.py",
+        "(v.to(dtype) - 127.5) / 127.5",
+        "(v.to(dtype) - 127.5) / 255",
+        "test_pictures.py::test_the_grid_is_rounded_once",
+    ),
+    Mistake(
+        "M42",
+        "S3:938 DataLoader without shuffle: the same batches in the same order",
+        "x_0 ~ q(x_0) (Alg. 1 line 2): drawn uniformly, and mirrored half the time",
+        "data.py",
+        "i = torch.randint(len(images), (B,), generator=generator, device=device)",
+        "i = torch.arange(B, device=device) % len(images)",
+        "test_data.py::test_a_batch_is_a_function_of_the_generator",
+    ),
+)
+
+BOUND = (
+    Mistake(
+        "P10",
+        "HO, ID: Φ by a tanh formula in eq. 13",
+        "the exact Φ, in both tails",
+        "decoder.py",
+        "log_b: Tensor = torch.special.log_ndtr(b)",
+        "log_a, log_b = (((c + 0.044715 * c**3) * (2 / math.pi) ** 0.5).tanh()"
+        ".add(1).div(2).clamp(min=1e-12).log() for c in (a, b))",
+        "test_decoder.py::test_each_bin_is_the_integral_of_the_density",
+    ),
+    Mistake(
+        "P10b",
+        "eq. 13's ends forgotten: bins of equal width at x = -1 and x = 1",
+        "δ-(-1) = -∞ and δ+(1) = ∞: the 256 bins sum to 1",
+        "decoder.py",
+        ".masked_fill(level == 255, math.inf)",
+        "",
+        "test_decoder.py::test_the_256_bins_sum_to_one",
+    ),
+)
+
 PROSE = (
     Mistake(
         "M11",
@@ -436,7 +515,7 @@ PROSE = (
     ),
 )
 
-MISTAKES = (*SCHEDULE, *FORWARD, *SAMPLER, *TRAINING, *PROSE)
+MISTAKES = (*SCHEDULE, *FORWARD, *SAMPLER, *TRAINING, *DATA, *BOUND, *PROSE)
 
 
 def patched_text(mistake: Mistake, text: str) -> str:

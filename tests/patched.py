@@ -8,6 +8,7 @@ neither tinyddpm nor its tests: it starts at once, imports the changed copy afre
 leaves nothing behind. Needs os.fork (Linux, macOS).
 """
 
+import compileall
 import contextlib
 import gc
 import json
@@ -42,6 +43,7 @@ class Trial(NamedTuple):
     path: str
     text: str
     tests: tuple[str, ...]  # pytest node ids
+    examples: int = 50  # hypothesis' for each test
     seconds: int = 120  # the time it may take
 
 
@@ -56,8 +58,9 @@ def run(trials: Sequence[Trial], workers: int = 2) -> Iterator[tuple[int, Outcom
     """Yields (index of the trial, outcome) as they end, `workers` at a time."""
     assert not any(name.split(".")[0] == "tinyddpm" for name in sys.modules)
     gc.freeze()  # what is imported by now is not garbage: no fork need look again
-    with tempfile.TemporaryDirectory() as folder:
-        running: dict[int, int] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder, running = Path(name), dict[int, int]()
+        _copy_project(folder / "clean")
         waiting = list(enumerate(trials))[::-1]
         while waiting or running:
             while waiting and len(running) < workers:
@@ -65,12 +68,12 @@ def run(trials: Sequence[Trial], workers: int = 2) -> Iterator[tuple[int, Outcom
                 sys.stdout.flush()
                 pid = os.fork()
                 if pid == 0:
-                    _child(trial, Path(folder) / str(i))
+                    _child(trial, folder / "clean", folder / str(i))
                 running[pid] = i
             pid, status = os.wait()
             i = running.pop(pid)
-            yield i, _outcome(Path(folder) / str(i), status)
-            shutil.rmtree(Path(folder) / str(i))
+            yield i, _outcome(folder / str(i), status)
+            shutil.rmtree(folder / str(i))
 
 
 def because_of_its_law(error: BaseException) -> bool:
@@ -110,11 +113,13 @@ class _Watch:
         self.outcome = Outcome("law" if law else "crash", why)
 
 
-def _child(trial: Trial, folder: Path) -> None:
+def _child(trial: Trial, clean: Path, folder: Path) -> None:
     """Runs the trial's tests in a copy at `folder`, notes the outcome, and exits."""
     signal.alarm(trial.seconds)
     try:
-        _copy(trial, folder)
+        shutil.copytree(clean, folder)
+        if trial.path:
+            (folder / trial.path).write_text(trial.text)
         os.chdir(folder)
         for name in [n for n in sys.modules if n.split(".")[0] in PARTS]:
             del sys.modules[name]
@@ -122,27 +127,27 @@ def _child(trial: Trial, folder: Path) -> None:
         sys.path.insert(0, str(folder))
         sys.dont_write_bytecode = True
         with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
-            outcome = _pytest(trial.tests)
+            outcome = _pytest(trial.tests, trial.examples)
     except BaseException as error:
         outcome = Outcome("crash", repr(error))
     (folder / "outcome.json").write_text(json.dumps(outcome))
     os._exit(0)
 
 
-def _copy(trial: Trial, folder: Path) -> None:
+def _copy_project(folder: Path) -> None:
+    """The files that tests read, compiled once, here, not in every fork."""
     for pattern in COPIED:
         for path in ROOT.glob(pattern):
             to = folder / path.name
             if path.is_dir():
-                shutil.copytree(path, to)
+                shutil.copytree(path, to, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 to.parent.mkdir(exist_ok=True)
                 shutil.copy2(path, to)
-    if trial.path:
-        (folder / trial.path).write_text(trial.text)
+    compileall.compile_dir(folder, quiet=2)
 
 
-def _pytest(tests: Sequence[str]) -> Outcome:
+def _pytest(tests: Sequence[str], examples: int) -> Outcome:
     """Runs these tests up to the first failure; a found example need not be small."""
     torch.set_num_threads(1)
     phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
@@ -152,13 +157,15 @@ def _pytest(tests: Sequence[str]) -> Outcome:
         deadline=None,
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
-        max_examples=50,
+        max_examples=examples,
         phases=phases,
     )
     os.environ["HYPOTHESIS_PROFILE"] = "patched"
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     watch = _Watch()
     options = ["-x", "-q", "-m", "", "--assert=plain", "-p", "no:cacheprovider"]
-    code = pytest.main([*options, "-p", "no:anyio", *tests], plugins=[watch])
+    options += ["-p", "_hypothesis_pytestplugin"]
+    code = pytest.main([*options, *tests], plugins=[watch])
     if watch.outcome.verdict == "passes" and (code != 0 or watch.ran == 0):
         return Outcome("crash", f"pytest ended with {code!r} after {watch.ran} tests")
     return watch.outcome
