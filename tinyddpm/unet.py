@@ -203,8 +203,8 @@ class UNet(nn.Module):
             double = Upsample(width) if i > 0 else nn.Identity()
             self.up.append(UpLevel(*modules(i, inputs, width), double))
             c = width
-        self.norm_out = GroupNorm(base)
-        self.conv_out = zero(nn.Conv2d(base, in_channels, 3, padding=1))
+        self.norm_out = GroupNorm(c)
+        self.conv_out = zero(nn.Conv2d(c, in_channels, 3, padding=1))
         # The layout in which convolutions are quickest, on a CPU and on a GPU.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
