@@ -1,0 +1,203 @@
+"""The examples run end to end on made pictures, and refuse bad ones with a sentence."""
+
+import gzip
+import importlib
+import json
+import os
+import signal
+import struct
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TINY = ["--steps", "4", "--batch", "2", "--log-every", "2", "--save-every", "2"]
+TINY += ["--base", "8", "--multipliers", "1", "2", "--T", "24", "--samples", "4"]
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Imports an example as Python does when it runs: its folder first on the path."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module
+
+
+def write_idx(path: Path, n: int = 3, size: int = 28) -> np.ndarray:
+    pictures = np.random.default_rng(0).integers(0, 256, (n, size, size), np.uint8)
+    head = struct.pack(">4I", 0x0803, n, size, size)
+    with gzip.open(path, "wb") if path.suffix == ".gz" else path.open("wb") as file:
+        file.write(head + pictures.tobytes())
+    return pictures
+
+
+@pytest.fixture
+def fashion(example, tmp_path):
+    write_idx(tmp_path / "train-images-idx3-ubyte.gz")
+    return example("train_fashion"), ["--data", str(tmp_path), "--attention", "1"]
+
+
+@pytest.fixture
+def sprites(example, tmp_path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.integers(0, 256, (5, 16, 16, 3), np.uint8))
+    np.save(tmp_path / "c.npy", np.eye(2, dtype=np.float32)[[0, 1, 1, 0, 1]])
+    files = ["--data", str(tmp_path / "x.npy"), "--labels", str(tmp_path / "c.npy")]
+    return example("train_sprites"), [*files, "--attention", "1"]
+
+
+@pytest.fixture
+def flowers(example, tmp_path):
+    rng = np.random.default_rng(0)
+    for i, size in enumerate([(20, 33), (40, 18)]):
+        folder = tmp_path / "photos" / f"kind {i}"
+        folder.mkdir(parents=True)
+        pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "a.jpg")
+    flags = ["--size", "16", "--levels", "1"]
+    return example("train_flowers"), ["--data", str(tmp_path / "photos"), *flags]
+
+
+def run(script: tuple[ModuleType, list[str]], out: Path, *more: str) -> dict:
+    module, flags = script
+    module.main([*flags, *TINY, "--out", str(out), "--device", "cpu", *more])
+    return json.loads((out / "figures.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["fashion", "sprites", "flowers"])
+def test_a_run_leaves_its_pictures_figures_and_checkpoint(name, request, tmp_path):
+    """Algorithms 1 and 2: an example trains, samples, and writes all it promises."""
+    out = tmp_path / "out"
+    figures = run(request.getfixturevalue(name), out)
+    written = {"grid.png", "loss.png", "figures.json", "checkpoint.pt"}
+    written |= {"reverse.gif"} if name == "sprites" else set()
+    assert {path.name for path in out.iterdir()} == written
+    assert [step for step, _ in figures["losses"]] == [2, 4]
+    assert all(0 < loss < float("inf") for _, loss in figures["losses"])
+    assert figures["config"]["T"] == 24
+    rows, columns, side = {
+        "fashion": (1, 4, 64),
+        "sprites": (3, 4, 64),  # two classes and none
+        "flowers": (1, 4, 64),
+    }[name]
+    with Image.open(out / "grid.png") as grid:
+        assert grid.size == (columns * (side + 2) + 2, rows * (side + 2) + 2)
+        assert np.ptp(np.asarray(grid)[2:-2, 2:66]) > 0  # not all one colour
+    if name == "sprites":
+        with Image.open(out / "reverse.gif") as gif:
+            assert gif.n_frames == 25  # x_24, ..., x_0
+
+
+def test_a_killed_run_goes_on_and_no_run_is_overwritten(sprites, tmp_path, monkeypatch):
+    """Killed and resumed is the run that was not: its losses, its samples."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    each = ["--log-every", "1"]  # a kill ends the window a loss is the mean of
+    figures = run(sprites, whole, *each)
+    with pytest.raises(FileExistsError, match=r"checkpoint\.pt"):
+        run(sprites, whole, *each)
+
+    common = sys.modules["common"]
+    kill = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    monkeypatch.setattr(common, "print", kill, raising=False)  # at the first record
+    with pytest.raises(SystemExit) as ended:
+        run(sprites, out, *each)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert not (out / "grid.png").exists()
+    monkeypatch.undo()
+
+    assert run(sprites, out, *each, "--resume")["losses"] == figures["losses"]
+    for name in ("grid.png", "reverse.gif"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_fashion_is_padded_not_resized(suffix, example, tmp_path):
+    """Eq. 13 needs 8-bit levels: the 28x28 levels are there unchanged, black around."""
+    pictures = write_idx(tmp_path / f"train-images-idx3-ubyte{suffix}")
+    x = example("train_fashion").read(str(tmp_path))
+    assert x.dtype == torch.uint8
+    assert x.shape == (3, 1, 32, 32)
+    assert torch.equal(x[:, 0, 2:-2, 2:-2], torch.from_numpy(pictures))
+    assert int(x.long().sum()) == int(pictures.sum())  # all else is 0
+
+
+def test_the_class_is_left_out_as_often_as_asked(example):
+    """Every picture keeps its class or gets `none`, with the probability given."""
+    leave_out = example("train_sprites").sometimes_without_class
+    x_0, c, n = torch.zeros(1), torch.arange(3).repeat(4000), 12_000
+
+    def without(share: float) -> torch.Tensor:
+        draw = leave_out(lambda B, g: (x_0, c), none=3, share=share)
+        x, kept = draw(n, torch.Generator().manual_seed(0))
+        assert x is x_0
+        assert bool(((kept == c) | (kept == 3)).all())
+        return (kept == 3).double().mean()
+
+    assert without(0.0) == 0
+    assert without(1.0) == 1
+    # binomial: 5.2 standard deviations, false alarm 2e-7; 0.9 or no draw is far off
+    assert abs(without(0.1) - 0.1) < 5.2 * (0.1 * 0.9 / n) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("block", "attention"), [("convnext", "full"), ("residual", "linear")]
+)
+def test_flowers_takes_every_block_with_every_attention(
+    block, attention, flowers, tmp_path
+):
+    """The U-Net does not know which block or attention it is made of."""
+    figures = run(flowers, tmp_path / "out", "--block", block, "--attention", attention)
+    assert figures["config"]["block"] == block
+    assert figures["config"]["attention"] == attention
+
+
+@pytest.mark.parametrize("name", ["fashion", "sprites", "flowers"])
+def test_the_gpu_preset_is_a_set_of_settings_that_fit(name, request, tmp_path):
+    """--full changes the defaults, and flags given beside it change those."""
+    script = request.getfixturevalue(name)
+    figures = run(script, tmp_path / "out", "--full")
+    assert figures["config"]["warmup"] == 5000
+    assert figures["config"]["steps"] == 4
+    assert script[0].FULL.T == 1000
+
+
+def refusals(folder: Path) -> dict[str, tuple[str, list[str], str]]:
+    """Script, flags, and what the sentence must say."""
+    return {
+        "no folder": ("train_fashion", ["--data", str(folder / "x")], "--download"),
+        "no IDX file": (
+            "train_fashion",
+            ["--data", str(folder / "junk")],
+            "begins with",
+        ),
+        "no npy": (
+            "train_sprites",
+            ["--data", str(folder / "x.npy")],
+            "there is no file",
+        ),
+        "no photos": ("train_flowers", ["--data", str(folder / "x")], "0 files"),
+        "no picture": ("train_flowers", ["--data", str(folder / "junk")], "decode"),
+        "no device": ("train_flowers", ["--device", "gpu"], "--device must be"),
+    }
+
+
+@pytest.mark.parametrize("case", refusals(Path()))
+def test_bad_input_ends_in_a_sentence(case, example, tmp_path, monkeypatch):
+    """What the user can mend is said in a sentence, and nothing is written."""
+    junk = tmp_path / "junk"
+    junk.mkdir()
+    (junk / "train-images-idx3-ubyte").write_bytes(b"hello")
+    name, flags, says = refusals(tmp_path)[case]
+    script, out = example(name), tmp_path / "out"
+    monkeypatch.setattr("sys.argv", [f"examples/{name}.py"])
+    with (
+        pytest.raises(SystemExit, match=says) as ended,
+        script.errors_as_sentences(),
+    ):
+        script.main([*flags, "--out", str(out)])
+    assert str(ended.value).startswith(f"{name}.py: ")
+    assert not out.exists()
