@@ -257,7 +257,7 @@ def tar_bytes(members):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as tar:
         for info, content in members:
-            tar.addfile(info, io.BytesIO(content))
+            tar.addfile(info, io.BytesIO(content) if content else None)
     return out.getvalue()
 
 
@@ -267,13 +267,16 @@ def regular(name, content):
     return info, content
 
 
+N = 7  # records in each file of the little archive
+
+
 def special(name, kind, target=""):
+    """A link, device or folder that claims the size of a right file."""
     info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
+    info.type, info.linkname, info.size = kind, target, N * CIFAR10_RECORD
     return info, b""
 
 
-N = 7  # records in each file of the little archive
 NAMES = [f"cifar-10-batches-bin/data_batch_{i}.bin" for i in (1, 2, 3, 4, 5)]
 NAMES += ["cifar-10-batches-bin/test_batch.bin"]
 GOOD = [regular(n, bytes([i] * N * CIFAR10_RECORD)) for i, n in enumerate(NAMES)]

@@ -18,6 +18,17 @@ def test_a_file_has_its_name_only_when_it_is_whole(tmp_path):
         assert list(path.parent.iterdir()) == [path]
 
 
+def test_who_reads_the_old_file_reads_it_to_its_end(tmp_path):
+    """The new file takes the old one's name, not its place: no moment is half new."""
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with open(path, "rb") as reader:
+        with write_whole(path) as file:
+            file.write(b"new")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new"
+
+
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
 def test_a_failure_leaves_everything_as_it_was(tmp_path, error):
     """Whatever breaks off the writing: the old file is untouched, nothing is left."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 CIFAR10_FOLDER = "cifar-10-batches-bin"
 CIFAR10_FILES = {
@@ -168,13 +169,14 @@ def read_npy_labels(path: str | Path) -> Tensor:
     rows = _read_npy(path)
     if rows.ndim != 2:
         raise ValueError(f"{path} holds {tuple(rows.shape)}, expected labels (N, K)")
-    wrong = (((rows == 1).sum(1) != 1) | ((rows != 0).sum(1) != 1)).nonzero()
+    labels = rows.argmax(1)
+    wrong = (rows != one_hot(labels, rows.shape[1])).any(1).nonzero()
     if len(wrong):
         raise ValueError(
             f"{path}: row {int(wrong[0])} is {rows[wrong[0, 0]].tolist()}, expected "
             f"one-hot labels: a single 1, all else 0"
         )
-    return rows.argmax(1)
+    return labels
 
 
 def _read_npy(path: str | Path) -> Tensor:
