@@ -71,9 +71,29 @@ def faster(
         )
     if compiled or (compiled is None and cuda):
         call = torch.compile(call)
-    if bf16 or (bf16 is None and cuda):
-        call = torch.autocast(device.type, torch.bfloat16)(call)
-    return call
+    casting: Callable[..., Tensor] = autocast(device, bf16)(call)
+    return casting
+
+
+def autocast(device: torch.device, bf16: bool | None) -> torch.autocast:
+    """Matrix products in bfloat16 if `bf16`, or if it is None and the device a GPU."""
+    on = bf16 or (bf16 is None and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=bool(on))
+
+
+def join(device: torch.device) -> tuple[torch.device, bool]:
+    """Joins the processes that torchrun started, if it did.
+
+    Returns: this process's device, the GPU of its number where `device` is one; and
+        whether torchrun started it anew after a failure, so that it should resume.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return device, False
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device, int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
 
 
 def rank() -> int:

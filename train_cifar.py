@@ -1,0 +1,141 @@
+"""The paper's CIFAR-10 run (section 4, appendix B): train, sample, save, go on.
+
+    python train_cifar.py --data data --download       # fetches 162 MiB first
+    python train_cifar.py --data data --resume         # goes on from the checkpoint
+    python train_cifar.py --data data --smoke          # a minute on a CPU, narrow net
+    torchrun --nproc-per-node=4 train_cifar.py --data data
+
+--data is the folder that holds cifar-10-batches-bin, that folder itself, or one .bin
+file of its records. In --out: checkpoint.pt, figures.json, loss.png, and grids of
+samples from the moving average of the weights, step-*.png.
+"""
+
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.distributed as dist
+from torch import Generator, Tensor, nn
+
+from tinyddpm.config import TrainConfig, flags, from_flags, pick_device
+from tinyddpm.data import drawer
+from tinyddpm.download import download_cifar10
+from tinyddpm.pictures import grid, save_png, to_uint8
+from tinyddpm.progress import Progress, errors_as_sentences
+from tinyddpm.readers import read_cifar10, read_cifar10_file
+from tinyddpm.runtime import autocast, join, rank
+from tinyddpm.sampler import sample
+from tinyddpm.schedule import linear_schedule
+from tinyddpm.state import Record
+from tinyddpm.train import fit
+from tinyddpm.unet import UNet
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """Settings beside those of Algorithm 1, which `TrainConfig` lists."""
+
+    data: Annotated[str, "folder of cifar-10-batches-bin, or a .bin file"] = "data"
+    out: Annotated[str, "folder for what is written"] = "out/cifar"
+    device: Annotated[str, "auto, cpu, cuda or cuda:<number>"] = "auto"
+    T: Annotated[int, "steps of the forward process (section 4)"] = 1000
+    base: Annotated[int, "channels at 32x32 (App. B)"] = 128
+    multipliers: Annotated[tuple[int, ...], "channels at 32, 16..., in bases"] = (
+        1,
+        2,
+        2,
+        2,
+    )
+    attention: Annotated[tuple[int, ...], "levels with attention, 0 is 32x32"] = (1,)
+    dropout: Annotated[float, "in every block (App. B)"] = 0.1
+    flip: Annotated[bool, "mirror every other picture (App. B)"] = True
+    samples: Annotated[int, "pictures in a grid"] = 64
+    sample_every: Annotated[int, "steps between grids, a multiple of log_every"] = (
+        25_000
+    )
+
+    may_change = (
+        *TrainConfig.may_change,
+        *("data", "out", "device", "samples", "sample_every"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 1 or self.sample_every < 1:
+            raise ValueError(
+                f"samples and sample_every must be at least 1, got {self.samples} and "
+                f"{self.sample_every}"
+            )
+        if self.sample_every % self.log_every:
+            raise ValueError(
+                f"sample_every must be a multiple of log_every, got "
+                f"{self.sample_every} and {self.log_every}"
+            )
+
+
+SMOKE = Config(
+    steps=150, batch=32, lr=1e-3, warmup=20, ema=0.97, log_every=10, save_every=50,
+    bf16=True, T=100, base=32, multipliers=(1, 2, 2), attention=(2,), samples=16,
+    sample_every=150,
+)  # fmt: skip
+
+
+def main(argv: list[str]) -> None:
+    parser = flags(SMOKE if "--smoke" in argv else Config(), __doc__ or "")
+    parser.add_argument("--smoke", action="store_true", help="defaults for a short run")
+    parser.add_argument("--download", action="store_true", help="fetch CIFAR-10 first")
+    parser.add_argument("--resume", action="store_true", help="go on from --out")
+    args = parser.parse_args(argv)
+    c = from_flags(Config, args)
+    device, restarted = join(pick_device(c.device))
+    if args.download and rank() == 0:
+        download_cifar10(c.data)
+    if dist.is_initialized():
+        dist.barrier()
+    images = read(c.data).to(device)
+    if rank() == 0:
+        print(*(f"{f.name} = {getattr(c, f.name)}" for f in fields(c)), sep="\n")
+        print(f"{len(images)} pictures, on {device}")
+    torch.manual_seed(c.seed)
+    net = UNet(3, c.base, c.multipliers, c.attention, c.dropout).to(device)
+    train(c, net, images, args.resume or restarted)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def read(path: str) -> Tensor:
+    """The training pictures, uint8 (N, 3, 32, 32)."""
+    if Path(path).is_file():
+        return read_cifar10_file(path)[0]
+    try:
+        return read_cifar10(path)[0]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} with --download") from error
+
+
+def train(c: Config, net: nn.Module, images: Tensor, resume: bool) -> None:
+    """Algorithm 1, with a grid by Algorithm 2 at intervals and at the end."""
+    s, out = linear_schedule(c.T), Path(c.out)
+    checkpoint = out / "checkpoint.pt"
+    if rank() != 0:
+        fit(s, net, drawer(images, flip=c.flip), c, None, checkpoint, resume)
+        return
+    progress = Progress(out, c, net, resume)
+
+    def log(r: Record) -> None:
+        progress(r)
+        if r.step % c.sample_every == 0 or r.step == c.steps:
+            generator = Generator(images.device).manual_seed(c.seed)
+            with autocast(images.device, c.bf16):
+                x_0 = sample(s, r.ema, (c.samples, 3, 32, 32), generator)
+            save_png(out / f"step-{r.step:06}.png", grid(to_uint8(x_0)))
+
+    fit(s, net, drawer(images, flip=c.flip), c, log, checkpoint, resume)
+    progress.close()
+
+
+if __name__ == "__main__":
+    with errors_as_sentences():
+        main(sys.argv[1:])
