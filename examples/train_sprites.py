@@ -16,28 +16,30 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from common import ExampleConfig, errors_as_sentences, read_flags, train
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from tinyddpm import linear_schedule, p_sample_loop
-from tinyddpm.config import pick_device
+from tinyddpm import Schedule, linear_schedule, p_sample_loop
+from tinyddpm.config import TrainConfig, flags, from_flags, pick_device
 from tinyddpm.data import Draw, drawer
 from tinyddpm.pictures import grid, save_gif, save_png, to_uint8
+from tinyddpm.progress import Progress, errors_as_sentences
 from tinyddpm.readers import read_npy_images, read_npy_labels
+from tinyddpm.runtime import autocast
+from tinyddpm.train import fit
 from tinyddpm.unet import UNet
 
 FRAMES = 50  # of the animation
 
 
 @dataclass(frozen=True)
-class Config(ExampleConfig):
+class Config(TrainConfig):
     data: Annotated[str, "the pictures, a .npy file"] = "data/sprites_16x16.npy"
     labels: Annotated[str, "their classes, a .npy file"] = "data/sprite_labels.npy"
     out: Annotated[str, "folder for what is written"] = "out/sprites"
+    device: Annotated[str, "auto, cpu, cuda or cuda:<number>"] = "auto"
+    samples: Annotated[int, "pictures of each class"] = 8
     none: Annotated[float, "share of pictures trained on without their class"] = 0.1
-    samples: Annotated[int, "pictures of each class in grid.png"] = 8
-    steps: Annotated[int, "gradient steps in all"] = 1200
-    batch: Annotated[int, "pictures a step"] = 64
+    T: Annotated[int, "steps; a sample takes as many network calls"] = 250
     base: Annotated[int, "width; the paper's is 128"] = 32
     multipliers: Annotated[tuple[int, ...], "widths of the levels, in bases"] = (
         1,
@@ -45,15 +47,56 @@ class Config(ExampleConfig):
         2,
     )
     attention: Annotated[tuple[int, ...], "levels with attention, from 0"] = (1, 2)
-    dropout: Annotated[float, "in every block"] = 0.1  # few pictures, seen many times
+    dropout: Annotated[float, "in every block"] = 0.0  # the run is too short to overfit
+    steps: Annotated[int, "gradient steps in all"] = 1200
+    batch: Annotated[int, "pictures a step"] = 64
+    lr: Annotated[float, "Adam's learning rate"] = 1e-3  # a narrow net bears more
+    lr_end: Annotated[float | None, "cosine to this at the end"] = 5e-5
+    warmup: Annotated[int, "steps of linear warm-up"] = 50
+    ema: Annotated[float, "decay of the moving average"] = 0.99  # of about 100 steps
+    log_every: Annotated[int, "steps between looks at the loss"] = 20
+    save_every: Annotated[int, "steps between checkpoints"] = 200
+    bf16: Annotated[bool | None, "network in bfloat16"] = True
 
-    may_change = (*ExampleConfig.may_change, "labels")
+    may_change = (*TrainConfig.may_change, "data", "labels", "out", "device", "samples")
 
 
 FULL = Config(
-    steps=50_000, batch=128, base=128, T=1000, lr=2e-4, lr_end=None, warmup=5000,
-    ema=0.9995, log_every=100, save_every=5000, bf16=None,
+    T=1000, base=128, dropout=0.1, steps=50_000, batch=128, lr=2e-4, lr_end=None,
+    warmup=5000, ema=0.9995, log_every=100, save_every=5000, bf16=None,
 )  # fmt: skip
+
+
+def main(argv: list[str]) -> None:
+    parser = flags(FULL if "--full" in argv else Config(), __doc__ or "")
+    parser.add_argument("--full", action="store_true", help="defaults for a GPU")
+    parser.add_argument("--resume", action="store_true", help="go on from --out")
+    args = parser.parse_args(argv)
+    c = from_flags(Config, args)
+    device, s, out = pick_device(c.device), linear_schedule(c.T), Path(c.out)
+    for path in (c.data, c.labels):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} is no file; give --data and --labels")
+    images, labels = read_npy_images(c.data), read_npy_labels(c.labels)
+    none = int(labels.max()) + 1  # the class after the last one
+    draw = drawer(images.to(device), labels.to(device))
+    draw = sometimes_without_class(draw, none, c.none)
+    torch.manual_seed(c.seed)
+    channels = images.shape[1]
+    net = UNet(channels, c.base, c.multipliers, c.attention, c.dropout, none).to(device)
+
+    progress = Progress(out, c, net, args.resume)
+    ema = fit(s, net, draw, c, progress, out / "checkpoint.pt", args.resume)
+    progress.close()
+
+    classes = torch.arange(none + 1, device=device).repeat_interleave(c.samples)
+    generator = Generator(device).manual_seed(c.seed)
+    size = (len(classes), *images.shape[1:])
+    x_T = torch.randn(size, generator=generator, device=device)
+    with autocast(device, c.bf16):
+        frames = reverse(s, ema, x_T, classes, generator)
+    save_png(out / "grid.png", grid(frames[-1], c.samples))
+    save_gif(out / "reverse.gif", [grid(v, c.samples, scale=2) for v in frames])
 
 
 def sometimes_without_class(draw: Draw, none: int, share: float) -> Draw:
@@ -67,36 +110,12 @@ def sometimes_without_class(draw: Draw, none: int, share: float) -> Draw:
     return draw_some
 
 
-def main(argv: list[str]) -> None:
-    c, resume = read_flags(Config(), FULL, __doc__, argv)
-    device, s = pick_device(c.device), linear_schedule(c.T)
-    for path in (c.data, c.labels):
-        if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"there is no file {path}; give --data and --labels"
-            )
-    images, labels = read_npy_images(c.data).to(device), read_npy_labels(c.labels)
-    none = int(labels.max()) + 1  # the class after the last one
-    draw = drawer(images, labels.to(device))
-    torch.manual_seed(c.seed)
-    net = UNet(
-        images.shape[1], c.base, c.multipliers, c.attention, c.dropout, num_classes=none
-    ).to(device)
-    ema = train(s, net, sometimes_without_class(draw, none, c.none), c, resume)
-
-    classes = torch.arange(none + 1, device=device).repeat_interleave(c.samples)
-    generator = Generator(device).manual_seed(c.seed)
-    x_T = torch.randn(
-        len(classes), *images.shape[1:], generator=generator, device=device
-    )
-    frames = []
-    with torch.autocast(device.type, torch.bfloat16, enabled=bool(c.bf16)):
-        loop = p_sample_loop(s, lambda x, t: ema(x, t, classes), x_T, generator)
-        for t, x_t, _ in loop:
-            if t % max(1, c.T // FRAMES) == 0:
-                frames.append(grid(to_uint8(x_t), c.samples, scale=2))
-    save_png(Path(c.out) / "grid.png", grid(to_uint8(x_t), c.samples))
-    save_gif(Path(c.out) / "reverse.gif", frames)
+def reverse(
+    s: Schedule, net: nn.Module, x_T: Tensor, c: Tensor, generator: Generator
+) -> list[Tensor]:
+    """Algorithm 2 for the classes c: about FRAMES of x_T, ..., x_0, in 8 bits."""
+    loop = p_sample_loop(s, lambda x_t, t: net(x_t, t, c), x_T, generator)
+    return [to_uint8(x_t) for t, x_t, _ in loop if t % max(1, s.T // FRAMES) == 0]
 
 
 if __name__ == "__main__":

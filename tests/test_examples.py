@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import struct
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from tinyddpm.progress import Progress, errors_as_sentences
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = ["--steps", "4", "--batch", "2", "--log-every", "2", "--save-every", "2"]
@@ -76,8 +77,8 @@ def test_a_run_leaves_its_pictures_figures_and_checkpoint(name, request, tmp_pat
     written = {"grid.png", "loss.png", "figures.json", "checkpoint.pt"}
     written |= {"reverse.gif"} if name == "sprites" else set()
     assert {path.name for path in out.iterdir()} == written
-    assert [step for step, _ in figures["losses"]] == [2, 4]
-    assert all(0 < loss < float("inf") for _, loss in figures["losses"])
+    assert [step for step, *_ in figures["losses"]] == [2, 4]
+    assert all(0 < loss < float("inf") for _, loss, _ in figures["losses"])
     assert figures["config"]["T"] == 24
     rows, columns, side = {
         "fashion": (1, 4, 64),
@@ -100,9 +101,12 @@ def test_a_killed_run_goes_on_and_no_run_is_overwritten(sprites, tmp_path, monke
     with pytest.raises(FileExistsError, match=r"checkpoint\.pt"):
         run(sprites, whole, *each)
 
-    common = sys.modules["common"]
-    kill = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
-    monkeypatch.setattr(common, "print", kill, raising=False)  # at the first record
+    class KilledAtTheFirstRecord(Progress):
+        def __call__(self, r):
+            super().__call__(r)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(sprites[0], "Progress", KilledAtTheFirstRecord)
     with pytest.raises(SystemExit) as ended:
         run(sprites, out, *each)
     assert ended.value.code == 128 + signal.SIGTERM
@@ -118,7 +122,7 @@ def test_a_killed_run_goes_on_and_no_run_is_overwritten(sprites, tmp_path, monke
 def test_fashion_is_padded_not_resized(suffix, example, tmp_path):
     """Eq. 13 needs 8-bit levels: the 28x28 levels are there unchanged, black around."""
     pictures = write_idx(tmp_path / f"train-images-idx3-ubyte{suffix}")
-    x = example("train_fashion").read(str(tmp_path))
+    x = example("train_fashion").read(tmp_path)
     assert x.dtype == torch.uint8
     assert x.shape == (3, 1, 32, 32)
     assert torch.equal(x[:, 0, 2:-2, 2:-2], torch.from_numpy(pictures))
@@ -177,7 +181,7 @@ def refusals(folder: Path) -> dict[str, tuple[str, list[str], str]]:
         "no npy": (
             "train_sprites",
             ["--data", str(folder / "x.npy")],
-            "there is no file",
+            "is no file",
         ),
         "no photos": ("train_flowers", ["--data", str(folder / "x")], "0 files"),
         "no picture": ("train_flowers", ["--data", str(folder / "junk")], "decode"),
@@ -196,7 +200,7 @@ def test_bad_input_ends_in_a_sentence(case, example, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", [f"examples/{name}.py"])
     with (
         pytest.raises(SystemExit, match=says) as ended,
-        script.errors_as_sentences(),
+        errors_as_sentences(),
     ):
         script.main([*flags, "--out", str(out)])
     assert str(ended.value).startswith(f"{name}.py: ")
