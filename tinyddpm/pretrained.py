@@ -123,7 +123,7 @@ def load_cifar10(path: str | Path) -> nn.Module:
             raise FileNotFoundError(f"{path} has neither {names[0]} nor {names[1]}")
         path = files[0]
     try:
-        return CountsFromZero(unet_from_diffusers(_read(path)))
+        return CountsFromZero(unet_from_diffusers(_read(path))).eval()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -133,7 +133,7 @@ class CountsFromZero(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = net.eval()
+        self.net = net
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """x_t (B, 3, H, W), t (B,), 1..1000 -> eps_hat (B, 3, H, W)."""
