@@ -328,8 +328,8 @@ TRAINING = (
         'S4:261 "noise ε_t added at step t" as the target',
         "ε of eq. 4, the whole noise of x_t; E[z_t|ε] = √(β_t/(1-ᾱ_t)) ε",
         "train.py",
-        "(eps - eps_hat).square()",
-        "(at(s.beta / (1 - s.alpha_bar), t, eps).sqrt() * eps - eps_hat).square()",
+        "squared_error(eps, eps_theta",
+        "squared_error(at(s.beta / (1 - s.alpha_bar), t, eps).sqrt() * eps, eps_theta",
         "test_loss.py::test_the_exact_answer_costs_nothing",
     ),
     Mistake(
@@ -337,8 +337,8 @@ TRAINING = (
         'S1:9 the loss is the "mse" of p(x_t, t) and "our actual image x_0"',
         "of ε_θ and the true ε (eq. 14)",
         "train.py",
-        "(eps - eps_hat).square()",
-        "(x_0 - eps_hat).square()",
+        "squared_error(eps, eps_theta",
+        "squared_error(x_0, eps_theta",
         "test_loss.py::test_the_exact_answer_costs_nothing",
     ),
     Mistake(
@@ -355,8 +355,8 @@ TRAINING = (
         "ermongroup/ddim losses.py sums over C, H, W",
         "ours is the mean over D, said where it is taken",
         "train.py",
-        "reshape(len(t), -1).mean(1)",
-        "reshape(len(t), -1).sum(1)",
+        "reshape(len(eps), -1).mean(1)",
+        "reshape(len(eps), -1).sum(1)",
         "test_loss.py::test_the_loss_is_the_mean_square_of_the_error",
     ),
 )

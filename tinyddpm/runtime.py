@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 
-def step_seed(*key: int) -> int:
+def random_seed(*key: int) -> int:
     """A 63-bit number from (seed, step, ...): neighbouring steps share nothing.
 
     Hashed, not summed: torch's CPU generator reads only the low 32 bits of a seed.
@@ -27,15 +27,13 @@ def step_seed(*key: int) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def seed_step(generator: Generator, seed: int, step: int) -> None:
-    """Makes the draws of a step, and the dropout masks, a function of (seed, step).
+def seed_masks(seed: int, step: int, device: torch.device) -> None:
+    """Seeds torch's own generator, which dropout masks come from, for one step.
 
-    All processes draw the same batch; their dropout masks, which come from torch's own
-    generator, differ, as those of one process differ from picture to picture.
+    All processes draw the same batch, but each its own masks, for other pictures.
     """
-    generator.manual_seed(step_seed(seed, step))
-    masks = step_seed(seed, step, 1 + rank())
-    if generator.device.type == "cuda":
+    masks = random_seed(seed, step, rank())
+    if device.type == "cuda":
         torch.cuda.manual_seed(masks)
     else:
         torch.default_generator.manual_seed(masks)
@@ -54,16 +52,23 @@ def faster(
     channels_last: bool | None,
     compiled: bool | None,
 ) -> Callable[..., Tensor]:
-    """`net` as a function that computes the same, sooner; None means the device's best.
+    """`net` as a function that computes the same, sooner, in `torch.distributed` too.
 
-    Autocast runs the matrix products in bfloat16 and leaves norms and softmax to
-    float32. Where torch.distributed is initialised, gradients are averaged over the
-    processes as the backward pass makes them.
+    Where several processes train together, gradients are averaged over them while the
+    backward pass makes them.
+
+    Args:
+        bf16: as in `autocast`.
+        channels_last: the order of the weights in memory; None leaves it (`UNet` has
+            its channels last).
+        compiled: by torch.compile; None does so on a GPU. On a CPU compiling takes
+            minutes and was not seen to pay.
     """
     device = next(net.parameters()).device
     cuda = device.type == "cuda"
-    if channels_last or (channels_last is None and cuda):
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if channels_last is not None:
+        order = torch.channels_last if channels_last else torch.contiguous_format
+        net.to(memory_format=order)  # type: ignore[call-overload]
     call: Callable[..., Any] = net
     if dist.is_initialized():
         call = nn.parallel.DistributedDataParallel(

@@ -11,7 +11,7 @@ for bit the run that was not, and no state of a random generator is ever stored.
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -22,24 +22,16 @@ from torch.optim import Adam
 from .config import TrainConfig
 from .data import Draw
 from .forward import _same_shape, q_sample
-from .runtime import as_a_run, faster, parts, seed_step, world
+from .runtime import as_a_run, faster, parts, random_seed, seed_masks, world
 from .sampler import EpsTheta
 from .schedule import Schedule, at, check_t
 from .state import Record, State
 
 
-def squared_error(
-    s: Schedule, eps_theta: EpsTheta, x_0: Tensor, t: Tensor, eps: Tensor
-) -> Tensor:
-    """‖ε - ε_θ(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖² / D of each picture: eq. 14 before its E.
-
-    Args and errors as `L_simple`.
-    Returns: (B,).
-    """
-    check_t(s, t, x_0)
-    eps_hat = eps_theta(q_sample(s, x_0, t, eps), t)
-    _same_shape("eps_theta(x_t, t)", eps_hat, "x_t", x_0)
-    return (eps - eps_hat).square().reshape(len(t), -1).mean(1)
+def squared_error(eps: Tensor, eps_hat: Tensor) -> Tensor:
+    """‖ε - ε_θ‖² / D of each picture, (B, ...) and (B, ...) -> (B,)."""
+    _same_shape("eps_theta(x_t, t)", eps_hat, "eps", eps)
+    return (eps - eps_hat).square().reshape(len(eps), -1).mean(1)
 
 
 def L_simple(
@@ -58,7 +50,8 @@ def L_simple(
         eps: ε ~ N(0, I), the shape of x_0.
     Returns: a scalar.
     """
-    return squared_error(s, eps_theta, x_0, t, eps).mean()
+    check_t(s, t, x_0)
+    return squared_error(eps, eps_theta(q_sample(s, x_0, t, eps), t)).mean()
 
 
 def weight(s: Schedule, t: Tensor, sigma2: str = "beta") -> Tensor:
@@ -134,26 +127,21 @@ def fit(
         FloatingPointError: a loss or weight that is not finite; it was not saved.
         SystemExit: 130 after SIGINT, 143 after SIGTERM, where there is a checkpoint.
     """
-    device = next(net.parameters()).device
-    s, generator = s.to(device), Generator(device)
-    B, pieces = config.batch, parts(config.batch, config.micro_batch)
+    B, device = config.batch, next(net.parameters()).device
+    s, pieces = s.to(device), parts(B, config.micro_batch)
     eps_theta = faster(net, config.bf16, config.channels_last, config.compile)
     ema = EMA(net, config.ema)
     optimiser = Adam(net.parameters(), config.lr, fused=True)
-    shape = _picture_shape(draw(B, generator), B)
+    shape = _picture_shape(draw(B, Generator(device)), B)
     state = State(s, net, ema.net, optimiser, config, shape, checkpoint)
     state.begin(resume)
     net.train()
     catch = checkpoint is not None
     with as_a_run(device, B, config.micro_batch, catch) as caught:
-        for step in range(state.step + 1, config.steps + 1):
-            seed_step(generator, config.seed, step)
-            x_0, *c = draw(B, generator)  # x_0 ~ q(x_0)
-            t = torch.randint(1, s.T + 1, (B,), generator=generator, device=device)
-            eps = torch.randn(x_0.shape, generator=generator, device=device)
+        for step, x_t, t, eps, c in _lines_2_to_4(s, draw, config, state):
             for i in pieces:  # this process's share of the batch
-                given_c = _given(eps_theta, c, i)
-                loss = squared_error(s, given_c, x_0[i], t[i], eps[i])
+                eps_hat = eps_theta(x_t[i], t[i], *(y[i] for y in c))
+                loss = squared_error(eps[i], eps_hat)
                 torch.autograd.backward(loss.sum() * world() / B)
                 state.note(step, t[i], loss)
             clip_grad_norm_(net.parameters(), config.clip)
@@ -165,11 +153,31 @@ def fit(
     return ema.net
 
 
-def _given(eps_theta: Callable[..., Tensor], c: Sequence[Tensor], i: slice) -> EpsTheta:
-    """ε_θ(x_t, t, c) of a slice of the classes; ε_θ(x_t, t) where there are none."""
-    if not c:
-        return eps_theta
-    return lambda x_t, t: eps_theta(x_t, t, *(y[i] for y in c))
+def _lines_2_to_4(
+    s: Schedule, draw: Draw, config: TrainConfig, state: State
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor, list[Tensor]]]:
+    """Algorithm 1, lines 2 to 4, and x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε, for each step to do.
+
+    Small pictures are drawn for several steps at once: the calls would cost a toy more
+    than the numbers do. Which steps share a draw depends on B and D alone, so that a
+    run that is resumed sees what it would have seen.
+
+    Yields: step, x_t (B, ...), t (B,), eps (B, ...), and [c] or [] from `draw`.
+    """
+    B, device, last = config.batch, s.beta.device, config.steps
+    together = max(1, 2**18 // (B * math.prod(state.shape)))
+    generator, n = Generator(device), B * together
+    for block in range(state.step // together, -(-last // together)):
+        generator.manual_seed(random_seed(config.seed, block))
+        x_0, *c = draw(n, generator)  # x_0 ~ q(x_0)
+        t = torch.randint(1, s.T + 1, (n,), generator=generator, device=device)
+        eps = torch.randn(x_0.shape, generator=generator, device=device)
+        x_t = q_sample(s, x_0, t, eps)
+        for k in range(together):
+            step, i = block * together + k + 1, slice(k * B, (k + 1) * B)
+            if state.step < step <= last:
+                seed_masks(config.seed, step, device)
+                yield step, x_t[i], t[i], eps[i], [y[i] for y in c]
 
 
 def _picture_shape(batch: tuple[Tensor, ...], B: int) -> tuple[int, ...]:
@@ -177,10 +185,10 @@ def _picture_shape(batch: tuple[Tensor, ...], B: int) -> tuple[int, ...]:
     x_0 = batch[0]
     if not x_0.is_floating_point() or len(x_0) != B:
         raise ValueError(
-            f"draw({B}, generator) must give {B} pictures as "
-            f"floating point, got {x_0.dtype} {tuple(x_0.shape)}"
+            f"draw({B}, generator) must give {B} pictures as floating point, got "
+            f"{x_0.dtype} {tuple(x_0.shape)}"
         )
-    if not bool((x_0.abs() <= 1).all()):  # also true for nan
+    if not bool((x_0.abs() <= 1).all()):  # also for nan
         raise ValueError(
             f"pictures must lie in [-1, 1], got {float(x_0.min()):g} to "
             f"{float(x_0.max()):g}; to_float scales 8-bit pictures"
