@@ -361,6 +361,146 @@ TRAINING = (
     ),
 )
 
+NETWORKS = (
+    Mistake(
+        "M21",
+        "S2:149 shortcut = nn.Conv2d(…) inside forward: new random weights each call",
+        "made in __init__: a network in eval mode is a function",
+        "unet.py",
+        "out: Tensor = self.shortcut(x) + h",
+        "out: Tensor = nn.Conv2d(x.shape[1], h.shape[1], 1).to(x)(x) + h",
+        "test_unet.py::test_asking_changes_nothing",
+    ),
+    Mistake(
+        "M22",
+        "S3:230 h = rearrange(time_emb, …): the embedding replaces the features",
+        "h + …: it is added to what the depthwise convolution found",
+        "convnext.py",
+        "h = self.depthwise(x) + self.dense(emb)[:, :, None, None]",
+        "h = self.dense(emb)[:, :, None, None].expand_as(x)",
+        "test_convnext.py::test_the_embedding_is_added_to_the_features",
+    ),
+    Mistake(
+        "M23",
+        "S3:372 k.softmax(dim=-2) in linear attention: over features",
+        "over positions, so that kᵀ v is an average of v",
+        "convnext.py",
+        "k = torch.softmax(k, dim=2",
+        "k = torch.softmax(k, dim=1",
+        "test_convnext.py::test_equal_values_come_back_as_they_are",
+    ),
+    Mistake(
+        "M24",
+        "S3:500 the finest skip is saved and never read",
+        "every saved activation is read once on the way up (HO: assert not hs)",
+        "unet.py",
+        "torch.cat([h, saved.pop()], dim=1)",
+        "torch.cat([h, saved.pop() * bool(saved)], dim=1)",
+        "test_unet.py::test_every_saved_activation_is_read_on_the_way_up",
+    ),
+    Mistake(
+        "M25",
+        "S3:516 block_klass(dim, dim) works only if the first multiplier is 1",
+        "the first block reads the `base` channels that conv_in makes",
+        "unet.py",
+        "modules(i, [c, width], width)",
+        "modules(i, [c if i else width, width], width)",
+        "test_unet.py::test_each_level_reads_what_the_one_before_it_makes",
+    ),
+    Mistake(
+        "M26",
+        "S1:90, S2:129 batch norm: statistics mix pictures and noise levels",
+        "group norm (App. B): a picture's output is its own",
+        "layers.py",
+        "return super().forward(x.to(self.weight.dtype))",
+        "return (x - x.mean((0, 2, 3), True)) * (x.var((0, 2, 3), keepdim=True, "
+        "correction=0) + self.eps).rsqrt()",
+        "test_unet.py::"
+        "test_a_picture_s_output_does_not_depend_on_the_rest_of_the_batch",
+    ),
+    Mistake(
+        "M27",
+        "S1:93, LA #165: the sinusoids go straight to a linear layer per block",
+        "dense, SiLU, dense, and SiLU, dense in each block (App. B)",
+        "unet.py",
+        "self.dense2(F.silu(self.dense1(emb)))",
+        "self.dense2(self.dense1(emb))",
+        "test_unet.py::test_the_embedding_goes_through_dense_silu_dense_silu_dense",
+    ),
+    Mistake(
+        "M30",
+        "S1: four max-pools, and no check that 16 divides H and W",
+        "a size that cannot be halved is refused by a sentence",
+        "unet.py",
+        "height % self.factor or width % self.factor",
+        "False",
+        "test_unet.py::test_shapes_are_refused_by_name",
+    ),
+    Mistake(
+        "P4b",
+        "MI superminddpm: the network is given t and ignores it",
+        "ε_θ(x_t, t) depends on t",
+        "unet.py",
+        "time_embedding(t.double(), self.base)",
+        "time_embedding(0 * t.double(), self.base)",
+        "test_unet.py::test_the_output_depends_on_t",
+    ),
+    Mistake(
+        "P5c",
+        "W8 pads the stride-2 convolutions on both sides",
+        "on the right and bottom, as the authors' framework does",
+        "layers.py",
+        "F.pad(x, (0, 1, 0, 1))",
+        "F.pad(x, (1, 1, 1, 1))",
+        "test_unet.py::test_downsampling_pads_on_the_right_and_bottom",
+    ),
+    Mistake(
+        "P5d",
+        "W8 GroupNorm's eps 1e-5",
+        "1e-6, as the authors' framework has it",
+        "layers.py",
+        "eps=1e-6",
+        "eps=1e-5",
+        "test_unet.py::test_group_norm",
+    ),
+    Mistake(
+        "D5",
+        "LA builds the attention's norm and never calls it",
+        "every parameter is reached by a gradient",
+        "unet.py",
+        "h = self.norm(x)",
+        "h = x + 0 * self.norm(x)",
+        "test_unet.py::test_every_parameter_is_reached_by_a_gradient",
+    ),
+    Mistake(
+        "D6",
+        "W8: initialising a residual block undoes the zeros of its attention",
+        "residual and attention branches start at 0",
+        "unet.py",
+        "self.out = zero(nn.Conv2d(channels, channels, 1))",
+        "self.out = glorot(nn.Conv2d(channels, channels, 1))",
+        "test_unet.py::test_each_branch_is_zero_at_the_start",
+    ),
+    Mistake(
+        "D7",
+        "the output is not 0 at initialisation (S1, S2, S3)",
+        "the last convolution starts at 0 (the authors' code)",
+        "unet.py",
+        "self.conv_out = zero(",
+        "self.conv_out = glorot(",
+        "test_unet.py::test_the_output_is_zero_at_the_start",
+    ),
+    Mistake(
+        "D8",
+        "GroupNorm(32) on 32 channels cancels the time embedding's shift",
+        "two channels a group at least",
+        "layers.py",
+        "channels >= 2 * g",
+        "channels >= g",
+        "test_unet.py::test_the_output_depends_on_t",
+    ),
+)
+
 DATA = (
     Mistake(
         "M37",
@@ -515,7 +655,10 @@ PROSE = (
     ),
 )
 
-MISTAKES = (*SCHEDULE, *FORWARD, *SAMPLER, *TRAINING, *DATA, *BOUND, *PROSE)
+MISTAKES = (
+    *(*SCHEDULE, *FORWARD, *SAMPLER, *TRAINING),
+    *(*NETWORKS, *DATA, *BOUND, *PROSE),
+)
 
 
 def patched_text(mistake: Mistake, text: str) -> str:

@@ -152,6 +152,18 @@ def test_every_parameter_is_reached_by_a_gradient(drawn, seed):
     assert net.classes.weight.grad[1:3].abs().max() == 0
 
 
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=4))
+def test_each_level_reads_what_the_one_before_it_makes(multipliers):
+    """Any multipliers, the first too: a level's first block reads the level above's.
+
+    At full resolution that is conv_in, which makes `base` channels.
+    """
+    net = UNet(2, 4, multipliers, (), 0.0)
+    reads = [level.blocks[0].conv1.in_channels for level in net.down]
+    makes = [level.blocks[-1].conv2.out_channels for level in net.down]
+    assert reads == [net.conv_in.out_channels, *makes[:-1]]
+
+
 def test_every_output_depends_on_every_input_pixel():
     """Attention in the middle: each number of ε_θ sees every number of x_t."""
     net, (x, t) = small(), batch(B=1)
