@@ -412,10 +412,12 @@ def test_the_error_says_what_is_wrong(path, read, data, match):
 
 
 @pytest.mark.parametrize("turn", [1, -1])
-def test_sub_folders_are_classes_and_names_give_the_order(tmp_path, turn):
-    """In whichever order the files came there: by path, a class a sub-folder."""
+def test_sub_folders_are_classes_and_names_give_the_order(tmp_path, monkeypatch, turn):
+    """In whichever order the file system lists them: by path, a class a sub-folder."""
+    listed = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda *a: sorted(listed(*a))[::turn])
     names = ["a.png", "b.png", "daisy/c.png", "daisy/x/a.png", "rose/a.png"]
-    for i in range(5)[::turn]:
+    for i in range(5):
         (tmp_path / names[i]).parent.mkdir(parents=True, exist_ok=True)
         array = np.full((4, 4, 3), 10 * i, dtype=np.uint8)
         (tmp_path / names[i]).write_bytes(photo_bytes(array))

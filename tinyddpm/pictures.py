@@ -153,11 +153,11 @@ def save_strip(
     strips = [grid(v, columns=len(v)) for _, _, v in rows]
     line, (height, width) = 20, strips[0].shape[1:]
     total = len(rows) * (2 * line + height)
-    # half a pixel more, since matplotlib rounds the figure's size in pixels down
-    figure = Figure(figsize=((width + 0.5) / 100, (total + 0.5) / 100), dpi=100)
+    # a power of 2 divides without rounding: the figure has exactly these pixels
+    figure = Figure(figsize=(width / 128, total / 128), dpi=128)
 
     def write(text: str, x: float, y: float, align: str) -> None:
-        figure.text(x / width, y / total, text, ha=align, va="center", size=9)
+        figure.text(x / width, y / total, text, ha=align, va="center", size=7)
 
     for i, ((heading, captions, _), strip) in enumerate(zip(rows, strips, strict=True)):
         bottom = total - (i + 1) * (2 * line + height)
