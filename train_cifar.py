@@ -76,9 +76,9 @@ class Config(TrainConfig):
 
 
 SMOKE = Config(
-    steps=150, batch=32, lr=1e-3, warmup=20, ema=0.97, log_every=10, save_every=50,
+    steps=120, batch=16, lr=1e-3, warmup=20, ema=0.97, log_every=10, save_every=60,
     bf16=True, T=100, base=32, multipliers=(1, 2, 2), attention=(2,), samples=16,
-    sample_every=150,
+    sample_every=120,
 )  # fmt: skip
 
 

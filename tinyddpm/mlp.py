@@ -7,7 +7,8 @@ pictures of a few hundred numbers. What does not: anything convolutional (`unet.
 import math
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:
@@ -28,3 +29,70 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
     omega = torch.exp(-math.log(10000) * i / (dim // 2 - 1))
     angle = t.to(torch.float64)[:, None] * omega
     return torch.cat([angle.sin(), angle.cos()], dim=1).to(dtype)
+
+
+class MLP(nn.Module):
+    """ε_θ(x_t, t) = g(t) (x_t - y(x_t, t)), with y a perceptron that t modulates.
+
+    That is eq. 15 read backwards: the best y is √ᾱ_t E[x_0|x_t] and the best g is
+    1/√(1-ᾱ_t), so y need only know pictures, not noise. g is 0 at the start.
+
+    Each of the `depth` layers adds SiLU(scale(t) · dense(h) + shift(t)) to h.
+
+    Args:
+        shape: (C, H, W) of a picture.
+        width: of h.
+        depth: how many layers.
+        emb: width of the embedding of t; even, at least 4.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        width: int = 128,
+        depth: int = 3,
+        emb: int = 64,
+    ) -> None:
+        super().__init__()
+        shape = tuple(shape)
+        if not shape or min(*shape, width, depth) < 1:
+            raise ValueError(
+                f"shape, width and depth must be at least 1, got {shape}, {width} and "
+                f"{depth}"
+            )
+        # what a checkpoint keeps, so as to make this network anew
+        self.arguments = {"shape": shape, "width": width, "depth": depth, "emb": emb}
+        self.shape, self.emb = shape, emb
+        D = math.prod(shape)
+        self.emb1, self.emb2 = nn.Linear(emb, emb), nn.Linear(emb, emb)
+        self.first = nn.Linear(D, width)
+        self.dense = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.modulate = nn.ModuleList(nn.Linear(emb, 2 * width) for _ in range(depth))
+        self.last = nn.Linear(width, D)
+        self.gate = nn.Linear(emb, 1)
+        for layer in (self.last, self.gate):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """ε_θ(x_t, t).
+
+        Args:
+            x: (B, *shape).
+            t: (B,), long, the paper's 1..T.
+        Returns: the noise, the shape of x.
+        """
+        if x.shape[1:] != self.shape or t.shape != x.shape[:1] or t.dtype != torch.long:
+            raise ValueError(
+                f"x must be (B, {', '.join(map(str, self.shape))}) and t a LongTensor "
+                f"(B,), got {tuple(x.shape)} and {t.dtype} {tuple(t.shape)}"
+            )
+        features = time_embedding(t.double(), self.emb).to(x.dtype)
+        emb = F.silu(self.emb2(F.silu(self.emb1(features))))
+        x = x.flatten(1)
+        h = self.first(x)
+        for dense, modulate in zip(self.dense, self.modulate, strict=True):
+            scale, shift = modulate(emb).chunk(2, dim=1)
+            h = h + F.silu((1 + scale) * dense(h) + shift)
+        eps_hat: Tensor = self.gate(emb) * (x - self.last(h))
+        return eps_hat.view(-1, *self.shape)
