@@ -1,8 +1,9 @@
-"""The noise predictors in NumPy, from the paper's description (App. B), for autograd.
+"""The noise predictors in NumPy, from their description, for autograd.
 
-What lives here: ε_θ(x_t, t) as functions of a table of named weights. What does not:
-initialisation and dropout, and anything that was read off the torch code but the names
-and shapes of the weights, which are copied across by name.
+What lives here: ε_θ(x_t, t) as functions of a table of named weights, the U-Net from
+App. B, the toy's perceptron from its docstring. What does not: initialisation and
+dropout. Of the torch code, the names and shapes of the weights are taken over, so that
+they can be copied across by name.
 
 Tables of weights are {name: Node}; pictures are Nodes (B, C, H, W); t is an array (B,).
 """
@@ -38,6 +39,26 @@ def sinusoids(t: np.ndarray, width: int) -> np.ndarray:
 def dense(p: Weights, name: str, x: Node) -> Node:
     """x Wᵀ + b over the last axis."""
     return x @ p[f"{name}.weight"].transpose(1, 0) + p[f"{name}.bias"]
+
+
+def mlp(p: Weights, x: Node, t: np.ndarray) -> Node:
+    """The toy's ε_θ = g(t) (x_t - y(x_t, t)): y a perceptron with skips, t modulates it
+
+    Layer i adds SiLU((1 + scale) · dense(h) + shift), scale and shift being the two
+    halves of what a dense layer makes of the embedding; another makes g of it.
+    """
+    emb = Node(sinusoids(t, p["emb1.weight"].shape[1]))
+    emb = silu(dense(p, "emb2", silu(dense(p, "emb1", emb))))
+    pixels = x.reshape(len(t), -1)
+    h = dense(p, "first", pixels)
+    width = h.shape[1]
+    depth = len([name for name in p if name.endswith(".weight") and "dense." in name])
+    for i in range(depth):
+        modulation = dense(p, f"modulate.{i}", emb)
+        scale, shift = modulation[:, :width], modulation[:, width:]
+        h = h + silu((1.0 + scale) * dense(p, f"dense.{i}", h) + shift)
+    eps_hat = dense(p, "gate", emb) * (pixels - dense(p, "last", h))
+    return eps_hat.reshape(*x.shape)
 
 
 def convolution(p: Weights, name: str, x: Node) -> Node:

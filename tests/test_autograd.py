@@ -15,6 +15,7 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tinyddpm.mlp import MLP
 from tinyddpm.schedule import Schedule, constant_schedule
 from tinyddpm.train import L_simple
 from tinyddpm.unet import UNet
@@ -92,7 +93,7 @@ def check(
             assert max(np.abs(got[name]).max(), np.abs(w).max()) <= 1e-12 * top
         else:
             size = max(np.abs(w).max(), 1e-6 * top)
-            found[name] = np.abs(got[name] - w).max() / size
+            found[name] = np.nan_to_num(np.abs(got[name] - w).max() / size, nan=np.inf)
     worst = max(found, key=found.__getitem__)
     largest[network] = max(largest.get(network, 0.0), found[worst])
     i = np.unravel_index(np.abs(got[worst] - want[worst]).argmax(), want[worst].shape)
@@ -141,11 +142,8 @@ def test_unet_gradients_are_those_of_numpy(arguments, B, rows, columns, s, seed,
     randomise(net, seed)
     smallest = 2 ** (len(arguments["multipliers"]) - 1)
     shape = (B, arguments["in_channels"], rows * smallest, columns * smallest)
-    t, x_0, eps = (
-        data.draw(steps(s, B)),
-        normal(seed - 1, shape),
-        normal(seed - 2, shape),
-    )
+    t = data.draw(steps(s, B))
+    x_0, eps = normal(seed - 1, shape), normal(seed - 2, shape)
     c = []
     if (classes := arguments["num_classes"]) is not None:  # the last is "none given"
         one = st.integers(0, classes)
@@ -155,21 +153,42 @@ def test_unet_gradients_are_those_of_numpy(arguments, B, rows, columns, s, seed,
     check("U-Net", got, want)
 
 
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.integers(1, 12),
+    st.integers(1, 4),
+    st.sampled_from([4, 6, 16]),
+    schedules(),
+    seeds,
+    st.data(),
+)
+def test_mlp_gradients_are_those_of_numpy(shape, width, depth, emb, s, seed, data):
+    """Eq. 14 through the toy's perceptron, for data of any rank, width and depth"""
+    B, *shape = shape if len(shape) > 1 else [1, *shape]
+    net = MLP(tuple(shape), width, depth, emb).double()
+    randomise(net, seed)
+    t = data.draw(steps(s, B))
+    x_0, eps = normal(seed - 1, (B, *shape)), normal(seed - 2, (B, *shape))
+    got = by_torch(net, s, x_0, t, eps)
+    check("MLP", got, by_numpy(numpy_networks.mlp, net, s, x_0, t, eps))
+
+
 def test_no_weight_escapes_the_check():
     """Power: only the keys' biases have gradient 0, by law; all others are well above
 
     So no layer that starts at zero, no norm that cancels t, no unused weight blinds the
     comparison: the others are at least 1e-8 of the largest, rounding errors 1e-16.
     """
-    net = UNet(2, 4, (1, 2), attention_levels=(1,), num_classes=2).double().eval()
-    randomise(net, seed=0)
-    x_0, eps, t = (
-        normal(1, (2, 2, 4, 4)),
-        normal(2, (2, 2, 4, 4)),
-        torch.tensor([1, 50]),
-    )
-    s = constant_schedule(50, 0.1)
-    found = by_numpy(numpy_networks.unet, net, s, x_0, t, eps, torch.tensor([0, 1]))
-    size = {name: np.abs(g).max() for name, g in found.items()}
-    small = {name for name in size if size[name] < 1e-8 * max(size.values())}
-    assert small == {name for name in size if name.endswith("k.bias")}
+    unet = UNet(2, 4, (1, 2), attention_levels=(1,), num_classes=2).double().eval()
+    mlp = MLP((2, 4, 4), width=8, depth=2, emb=4).double()
+    x_0, eps = normal(1, (2, 2, 4, 4)), normal(2, (2, 2, 4, 4))
+    s, t = constant_schedule(50, 0.1), torch.tensor([1, 50])
+    for net, network, c in (
+        (unet, numpy_networks.unet, [torch.tensor([0, 1])]),
+        (mlp, numpy_networks.mlp, []),
+    ):
+        randomise(net, seed=0)
+        found = by_numpy(network, net, s, x_0, t, eps, *c)
+        size = {name: np.abs(g).max() for name, g in found.items()}
+        small = {name for name in size if size[name] < 1e-8 * max(size.values())}
+        assert small == {name for name in size if name.endswith("k.bias")}
