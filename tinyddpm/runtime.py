@@ -113,6 +113,11 @@ def world() -> int:
 
 def parts(batch: int, micro_batch: int | None) -> list[slice]:
     """This process's share of the batch, in pieces of at most `micro_batch`."""
+    if batch % world():
+        raise ValueError(
+            f"a batch of {batch} cannot be split evenly over {world()} processes; give "
+            f"a --batch that is a multiple of {world()}"
+        )
     share = batch // world()
     first, size = rank() * share, micro_batch or share
     ends = range(first, first + share, size)

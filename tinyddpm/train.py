@@ -171,11 +171,11 @@ def _lines_2_to_4(
         generator.manual_seed(random_seed(config.seed, block))
         x_0, *c = draw(n, generator)  # x_0 ~ q(x_0)
         t = torch.randint(1, s.T + 1, (n,), generator=generator, device=device)
-        eps = torch.randn(x_0.shape, generator=generator, device=device)
+        eps = torch.empty_like(x_0).normal_(generator=generator)
         x_t = q_sample(s, x_0, t, eps)
         for k in range(together):
             step, i = block * together + k + 1, slice(k * B, (k + 1) * B)
-            if state.step < step <= last:
+            if state.step < step <= last:  # else done before, or too many
                 seed_masks(config.seed, step, device)
                 yield step, x_t[i], t[i], eps[i], [y[i] for y in c]
 
