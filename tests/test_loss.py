@@ -20,8 +20,17 @@ from tinyddpm import (
     q_sample,
     weight,
 )
+from tinyddpm.train import squared_error
 
-from .strategies import choices_of_sigma2, normal, schedules, seeds, shapes, steps
+from .strategies import (
+    choices_of_sigma2,
+    dtypes,
+    normal,
+    schedules,
+    seeds,
+    shapes,
+    steps,
+)
 from .test_forward import BROADCASTS
 from .test_sampler import Recorder, gaussian, point_mass, some_network
 from .test_schedule import RTOL, U
@@ -56,6 +65,19 @@ def test_the_loss_is_the_mean_square_of_the_error(s, shape, seed, data):
     atol = 8 * U * float((eps.abs() + d.abs()).max() ** 2)
     torch.testing.assert_close(float(loss), mean_square, rtol=RTOL, atol=atol)
     assert loss.shape == ()
+
+
+@given(shapes, seeds, dtypes)
+def test_each_pictures_error_is_a_mean_of_its_own(shape, seed, dtype):
+    """Eq. 14 before its E: entry b is ‖ε_b - ε̂_b‖² / D, whatever the other pictures."""
+    eps, eps_hat = normal(seed, shape, dtype), normal(seed + 1, shape, dtype)
+    errors = squared_error(eps, eps_hat)
+    assert (errors.dtype, tuple(errors.shape)) == (dtype, shape[:1])
+    for b in range(shape[0]):
+        d = (eps[b] - eps_hat[b]).flatten().tolist()
+        mean = math.fsum(v * v for v in d) / len(d)
+        rtol = len(d) * float(torch.finfo(dtype).eps)
+        torch.testing.assert_close(float(errors[b]), mean, rtol=rtol, atol=0)
 
 
 @given(schedules(), shapes, seeds, st.data())
@@ -194,11 +216,12 @@ def test_a_shape_that_merely_broadcasts_is_refused(shape):
     s, x, t = linear_schedule(), torch.zeros(SHAPE), torch.ones(4, dtype=torch.long)
     y = torch.ones(shape)
     wanted = rf"\({str(SHAPE)[1:-1]}\), got \({str(shape)[1:-1]}\)"
-    for name, call in [
-        ("eps", lambda: L_simple(s, some_network, x, t, y)),
-        (r"eps_theta\(x_t, t\)", lambda: L_simple(s, lambda x_t, t: y, x, t, x)),
+    for name, of, call in [
+        ("eps", "x_0", lambda: L_simple(s, some_network, x, t, y)),
+        (r"eps_theta\(x_t, t\)", "eps", lambda: squared_error(x, y)),
+        (r"eps_theta\(x_t, t\)", "eps", lambda: L_simple(s, lambda *_: y, x, t, x)),
     ]:
-        message = f"^{name} must have .+{wanted}$"
+        message = f"^{name} must have the shape of {of}, {wanted}$"
         with pytest.raises(ValueError, match=message):
             call()
 

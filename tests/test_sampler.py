@@ -579,16 +579,16 @@ def test_a_shape_that_merely_broadcasts_is_refused(shape):
     s, x, t = linear_schedule(), torch.zeros(SHAPE), torch.ones(4, **LONG)
     y = torch.ones(shape)
     wanted = rf"\({str(SHAPE)[1:-1]}\), got \({str(shape)[1:-1]}\)"
-    for name, call in [
-        ("eps_hat", lambda: predict_x_0(s, x, t, y)),
-        ("eps_hat", lambda: p_mean(s, x, t, y)),
-        ("eps_hat", lambda: p_step(s, lambda x, t: y, x, t, x)),
-        ("eps_hat", lambda: p_step(s, lambda x, t: y, x, t, x, "beta", True)),
-        ("eps_hat", lambda: sample(s, lambda x, t: y, SHAPE)),
-        ("z", lambda: p_step(s, some_network, x, t, y)),
-        ("x_0_prime", lambda: interpolate(s, some_network, x, y, [0.5], 5)),
+    for name, of, call in [
+        ("eps_hat", "x_t", lambda: predict_x_0(s, x, t, y)),
+        ("eps_hat", "x_t", lambda: p_mean(s, x, t, y)),
+        ("eps_hat", "x_t", lambda: p_step(s, lambda x, t: y, x, t, x)),
+        ("eps_hat", "x_t", lambda: p_step(s, lambda x, t: y, x, t, x, "beta", True)),
+        ("eps_hat", "x_t", lambda: sample(s, lambda x, t: y, SHAPE)),
+        ("z", "x_t", lambda: p_step(s, some_network, x, t, y)),
+        ("x_0_prime", "x_0", lambda: interpolate(s, some_network, x, y, [0.5], 5)),
     ]:
-        message = f"^{name} must have .+{wanted}$"
+        message = f"^{name} must have the shape of {of}, {wanted}$"
         with pytest.raises(ValueError, match=message):
             call()
 
