@@ -525,6 +525,14 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
         read_image_folder(tmp_path, 8)
 
 
+def test_a_missing_pillow_is_not_blamed_on_the_photos(tmp_path, monkeypatch):
+    """Without Pillow the error is Pillow's absence, whatever the folder holds."""
+    (tmp_path / "a.png").write_bytes(photo_bytes(RED))
+    monkeypatch.setitem(sys.modules, "PIL", None)  # importing it fails
+    with pytest.raises(ImportError, match="PIL"):
+        read_image_folder(tmp_path, 8)
+
+
 def test_an_empty_folder_or_size_is_refused(tmp_path):
     """No photos, no folder, or a size of 0: said so."""
     for folder in (tmp_path, tmp_path / "nowhere"):

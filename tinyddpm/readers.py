@@ -216,7 +216,7 @@ def read_image_folder(
 
     Returns: uint8 (N, 3, size, size); labels, long (N,); the classes' names, the
         sub-folders in order ("." for files beside them).
-    Raises: ValueError, naming the files, if any is no picture that decodes.
+    Raises: ValueError, if any is no picture that decodes: how many, and the first 10.
     """
     folder = Path(folder)
     found = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
@@ -232,6 +232,8 @@ def read_image_folder(
     for i, name in enumerate(names):
         try:
             images[i] = _read_photo(found[name], size)
+        except ImportError:  # Pillow is missing: the photo is not to blame
+            raise
         except Exception as error:  # Pillow raises nearly everything on damaged files
             problems.append(f"{name} ({error})")
     if problems:
