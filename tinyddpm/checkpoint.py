@@ -9,6 +9,7 @@ that no damaged byte goes unseen; torch.load(path, weights_only=True) reads it t
 
 import hashlib
 import io
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -88,7 +89,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{len(content)} bytes do not fit their check sum), or another program "
             f"wrote it; move it away, and start again or go on from a good copy"
         )
-    saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    try:
+        saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than numbers and plain values; no code is run from a "
+            f"file, so it was not read"
+        ) from error
     if saved.pop("format", None) != FORMAT:
         raise ValueError(
             f"{path} is a checkpoint of another version, this one reads "

@@ -65,7 +65,7 @@ class State:
         self.s, self.net, self.ema, self.optimiser = s, net, ema, optimiser
         self.config, self.shape = config, shape
         self.path = None if path is None else Path(path)
-        self.step = self.saved = 0
+        self.step, self.saved = 0, -1  # steps done; the last one saved
         self.unread: list[tuple[int, Tensor, Tensor]] = []  # (step, t, loss)
 
     def begin(self, resume: bool) -> None:
@@ -114,20 +114,22 @@ class State:
 
     def _look(self) -> Record:
         """Fetches the losses since the last look; stops if one is not finite."""
-        steps = [step for step, t, _ in self.unread for _ in range(len(t))]
-        t = gather(torch.cat([t for _, t, _ in self.unread])).cpu()
-        loss = gather(torch.cat([loss for _, _, loss in self.unread])).cpu()
-        self.unread.clear()
-        wrong = (~loss.isfinite()).nonzero().flatten()
-        if len(wrong):
-            i = int(wrong[0])
-            raise FloatingPointError(
-                f"the loss is not finite at step {steps[i % len(steps)]}, t = "
-                f"{int(t[i])}; nothing of it was saved; {self._where()}"
+        steps = self.unread
+        t = gather(torch.cat([t for _, t, _ in steps])).cpu()
+        loss = gather(torch.cat([loss for _, _, loss in steps])).cpu()
+        self.unread = []
+        if not bool(loss.isfinite().all()):
+            of_process = [step for step, t, _ in steps for _ in t]
+            step, i = min(
+                (of_process[i % len(of_process)], i)
+                for i in (~loss.isfinite()).nonzero().flatten().tolist()
             )
-        if not bool(
-            torch.stack([p.isfinite().all() for p in self.net.parameters()]).all()
-        ):
+            raise FloatingPointError(
+                f"the loss is not finite at step {step}, t = {int(t[i])}; nothing of "
+                f"it was saved; {self._where()}"
+            )
+        finite = torch.stack([p.isfinite().all() for p in self.net.parameters()])
+        if not bool(finite.all()):
             raise FloatingPointError(
                 f"the weights are not finite after step {self.step}, though the losses "
                 f"up to it were; nothing of it was saved; {self._where()}"
@@ -140,7 +142,7 @@ class State:
         )
 
     def _where(self) -> str:
-        if self.path is None:
+        if self.saved < 0:
             return "there is no checkpoint"
         return f"the last good checkpoint is {self.path}, of step {self.saved}"
 
@@ -166,7 +168,7 @@ class State:
         except OSError as error:
             raise OSError(
                 f"the checkpoint of step {self.step} could not be written ({error}); "
-                f"{self._where()} and whole: make room and go on with --resume"
+                f"{self._where()}; make room, and go on with --resume"
             ) from error
         self.saved = self.step
 
