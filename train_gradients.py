@@ -1,0 +1,208 @@
+"""The toy: colour gradients, a perceptron, Algorithms 1 and 2, in a minute on a CPU.
+
+    python train_gradients.py
+    python train_gradients.py --height 5 --width 5 --steps 2000
+
+The least loss that any network can reach is known exactly for these pictures, and so is
+the network that reaches it (`tinyddpm/oracle.py`): what is printed at the end is held
+against both. In --out: samples.png, real and generated pictures; strip.png, the forward
+process above the reverse one; loss.png, the loss curve with that floor; figures.json.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from tinyddpm.bound import bits_per_dim, mean_and_error
+from tinyddpm.config import TrainConfig, flags, from_flags, pick_device
+from tinyddpm.data import gradient_drawer, gradient_images, gradient_ramp
+from tinyddpm.forward import q_sample
+from tinyddpm.mlp import MLP
+from tinyddpm.oracle import gradient_floor, gradient_oracle
+from tinyddpm.pictures import save_strip, to_float, to_uint8
+from tinyddpm.progress import Progress, errors_as_sentences
+from tinyddpm.sampler import EpsTheta, p_sample_loop, sample
+from tinyddpm.schedule import Schedule, linear_schedule
+from tinyddpm.state import by_tenth
+from tinyddpm.train import fit
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """Settings of a run of a minute on two cores."""
+
+    out: Annotated[str, "folder for what is written"] = "out/gradients"
+    device: Annotated[str, "auto, cpu, cuda or cuda:<number>"] = "cpu"
+    height: Annotated[int, "of a picture"] = 8
+    width: Annotated[int, "of a picture"] = 8
+    T: Annotated[int, "steps; the paper's end points times 1000/T"] = 100
+    hidden: Annotated[int, "width of the network"] = 128
+    depth: Annotated[int, "layers that t modulates"] = 3
+    steps: Annotated[int, "gradient steps in all"] = 6_000
+    batch: Annotated[int, "pictures a step"] = 512
+    lr: Annotated[float, "Adam's learning rate"] = 2e-3  # a small net bears more
+    lr_end: Annotated[float | None, "cosine to this at the end"] = 0.0
+    warmup: Annotated[int, "steps of linear warm-up"] = 100
+    ema: Annotated[float, "decay of the moving average"] = 0.998  # of 500 steps
+    save_every: Annotated[int, "steps between checkpoints"] = 2_000
+
+    may_change = (*TrainConfig.may_change, "out", "device")
+
+
+EVALUATED = 20_000  # fresh pictures that the loss is measured on
+SAMPLED = 1024  # pictures generated
+BOUNDED = 256  # pictures that the bound is measured on
+SHOWN = 11  # pictures in a row
+
+
+def main(argv: list[str]) -> None:
+    parser = flags(Config(), __doc__ or "")
+    parser.add_argument("--resume", action="store_true", help="go on from --out")
+    args = parser.parse_args(argv)
+    c = from_flags(Config, args)
+    out, device, s = Path(c.out), pick_device(c.device), linear_schedule(c.T)
+    draw = gradient_drawer(c.height, c.width, device=device)
+    torch.manual_seed(c.seed)
+    net = MLP((3, c.height, c.width), c.hidden, c.depth).to(device)
+    floor = gradient_floor(s, c.height, c.width)
+    tenths = by_tenth(s.T, torch.arange(1, s.T + 1), floor[1:])
+    progress = Progress(out, c, net, args.resume, tenths)
+    ema = fit(s, net, draw, c, progress, out / "checkpoint.pt", args.resume).cpu()
+
+    progress.figures |= figures(s, ema, floor, c)
+    progress.close()
+    save_pictures(out, s, ema, c)
+    print(report(progress.figures))
+
+
+def figures(s: Schedule, ema: nn.Module, floor: Tensor, c: Config) -> dict[str, Any]:
+    """Everything that is printed at the end, measured on pictures not trained on."""
+    generator = Generator().manual_seed(c.seed + 1)
+    oracle = gradient_oracle(s, c.height, c.width)
+    excess, error = loss_above_floor(s, ema, oracle, generator, c)
+    least = float(floor[1:].mean())
+    shape = (SAMPLED, 3, c.height, c.width)
+    result: dict[str, Any] = {
+        "L_simple": least + excess,
+        "floor": least,
+        "excess_per_cent": 100 * excess / least,
+        "excess_standard_error": 100 * error / least,
+    }
+    for name, eps_theta in (("network", ema), ("oracle", oracle)):
+        x_0 = sample(s, eps_theta, shape, generator)
+        result[f"samples_of_the_{name}"] = held_against_the_law(x_0)
+    x_0 = to_float(to_uint8(gradient_images(BOUNDED, c.height, c.width, generator)))
+    bound = bits_per_dim(s, ema, x_0, generator, chunk=2048)
+    total, error = mean_and_error(bound.total)
+    result["bound_bits_per_dim"], result["bound_standard_error"] = total, error
+    result["entropy_bits_per_dim"] = 2 * 8 / (c.height * c.width)
+    return result
+
+
+def loss_above_floor(
+    s: Schedule, ema: nn.Module, oracle: EpsTheta, generator: Generator, c: Config
+) -> tuple[float, float]:
+    """L_simple minus its floor, E‖ε_θ - ε*‖²/D, and the standard error of that.
+
+    L_simple itself varies far more, by the ε that no network can know: it is the floor,
+    which is exact, plus this.
+    """
+    x_0 = gradient_images(EVALUATED, c.height, c.width, generator)
+    t = 1 + torch.arange(EVALUATED) % s.T
+    eps = torch.randn(x_0.shape, generator=generator)
+    x_t = q_sample(s, x_0, t, eps)
+    with torch.no_grad():
+        off = (ema(x_t, t) - oracle(x_t, t)).double().square().flatten(1).mean(1)
+    return mean_and_error(off)
+
+
+def held_against_the_law(x_0: Tensor) -> dict[str, float]:
+    """How near pictures are to gradients between two uniform colours.
+
+    Each channel is x_0 = (1-g) a + g b and a rest, by least squares. The rest is 0 for
+    the data; a and b are uniform on 256 levels, which Kolmogorov's test compares:
+    the largest difference of the distribution functions, and how likely one as large
+    is for as many uniform numbers.
+    """
+    g = gradient_ramp(*x_0.shape[2:]).flatten()
+    basis = torch.stack([1 - g, g])
+    x = x_0.double().flatten(2)
+    colours = x @ torch.linalg.pinv(basis)  # (B, C, 2)
+    rest = x - colours @ basis
+    u = (((colours + 1) * 127.5 + 0.5) / 256).flatten().sort().values.clamp(0, 1)
+    n = len(u)
+    above = torch.arange(1, n + 1, dtype=torch.float64) / n - u
+    distance = float(torch.maximum(above, 1 / n - above).max())
+    return {
+        "rms_outside_the_plane": 127.5 * float(rest.square().mean().sqrt()),
+        "energy_outside_the_plane": float(rest.square().sum() / x.square().sum()),
+        "colours": n,
+        "kolmogorov_distance": distance,
+        "kolmogorov_p": kolmogorov_p(distance * math.sqrt(n)),
+    }
+
+
+def kolmogorov_p(z: float) -> float:
+    """P(√n D_n > z) for large n: 2 Σ_{k>=1} (-1)^{k-1} exp(-2 k² z²), Kolmogorov."""
+    if z < 0.2:
+        return 1.0  # to ten digits, and the series would need many terms
+    terms = (math.exp(-2 * (k * z) ** 2) * (-1) ** (k - 1) for k in range(1, 101))
+    return 2 * sum(terms)
+
+
+def save_pictures(out: Path, s: Schedule, ema: nn.Module, c: Config) -> None:
+    """samples.png, and strip.png: eq. 4 above Algorithm 2."""
+    generator = Generator().manual_seed(c.seed + 2)
+    shape = (SHOWN, 3, c.height, c.width)
+    real = gradient_images(SHOWN, c.height, c.width, generator)
+    made = sample(s, ema, shape, generator)
+    blank = [""] * SHOWN
+    rows = [("real", blank, to_uint8(real)), ("generated", blank, to_uint8(made))]
+    save_strip(out / "samples.png", rows)
+    # closer together near t = 0, where there is something to be seen
+    t = (torch.linspace(0, 1, SHOWN).square() * s.T).ceil().long()
+    x_0, eps = real[:1].expand(shape), torch.randn(1, *shape[1:], generator=generator)
+    forward = q_sample(s, x_0, t, eps.expand(shape))
+    x_T = torch.randn(1, *shape[1:], generator=generator)
+    path = {step: x for step, x, _ in p_sample_loop(s, ema, x_T, generator)}
+    reverse = torch.cat([path[step] for step in t.flip(0).tolist()])
+    names = [f"$x_{{{step}}}$" for step in t.tolist()]
+    rows = [
+        ("forward process, eq. 4", names, to_uint8(forward)),
+        ("reverse process, Algorithm 2", names[::-1], to_uint8(reverse)),
+    ]
+    save_strip(out / "strip.png", rows)
+
+
+def report(f: dict[str, Any]) -> str:
+    """The last lines that the script prints."""
+    lines = [
+        f"L_simple {f['L_simple']:.5f}, exact floor {f['floor']:.5f}: "
+        f"{f['excess_per_cent']:.2f} ± {f['excess_standard_error']:.2f} % above it "
+        f"(moving average of the weights, {EVALUATED} fresh pictures)"
+    ]
+    for name in ("network", "oracle"):
+        law = f[f"samples_of_the_{name}"]
+        lines.append(
+            f"{SAMPLED} samples of the {name}: {law['rms_outside_the_plane']:.2f} of "
+            f"255 levels outside the gradient plane "
+            f"({law['energy_outside_the_plane']:.1e} of the energy); {law['colours']} "
+            f"corner colours, Kolmogorov distance to uniform "
+            f"{law['kolmogorov_distance']:.4f}, p = {law['kolmogorov_p']:.3f}"
+        )
+    lines.append(
+        f"bound on -log2 p(x_0): {f['bound_bits_per_dim']:.3f} ± "
+        f"{f['bound_standard_error']:.3f} bits/dim on {BOUNDED} pictures; their "
+        f"entropy is {f['entropy_bits_per_dim']:.3f}"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    with errors_as_sentences():
+        main(sys.argv[1:])
