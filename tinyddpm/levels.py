@@ -99,11 +99,12 @@ def nodes(snr: float, G: Tensor) -> tuple[Tensor, Tensor]:
 
     They lie 3/4 of sd apart, the standard deviation of a when b is known. Where that is
     finer than a level, E[θ|θ̂] turns from one level to the next within sd²/STEP, and
-    they lie 3/4 of that apart. The middle of the range, out of reach of its ends,
-    repeats itself from level to level: one period there stands for all.
+    they lie 3/4 of that apart, but not below 1/32 level, where next to nothing is left
+    to be uncertain of. The middle of the range, out of reach of its ends, repeats
+    itself from level to level: one period there stands for all.
     """
     sd = 1 / (snr * float(G.diag().max())) ** 0.5 / STEP  # in levels
-    spacing, reach = 0.75 * min(sd, sd**2), _reach(snr, G)
+    spacing, reach = max(1 / 32, 0.75 * min(sd, sd**2)), _reach(snr, G)
     level = torch.arange(-reach, 256 + reach, max(1, math.floor(spacing)))
     weight = torch.ones(len(level), dtype=torch.float64)
     if spacing < 2 and 2 * reach < 255:

@@ -87,6 +87,11 @@ class MLP(nn.Module):
                 f"x must be (B, {', '.join(map(str, self.shape))}) and t a LongTensor "
                 f"(B,), got {tuple(x.shape)} and {t.dtype} {tuple(t.shape)}"
             )
+        if x.dtype != self.first.weight.dtype:
+            raise ValueError(
+                f"x must have the dtype of the weights, {self.first.weight.dtype}, "
+                f"got {x.dtype}"
+            )
         features = time_embedding(t.double(), self.emb).to(x.dtype)
         emb = F.silu(self.emb2(F.silu(self.emb1(features))))
         x = x.flatten(1)

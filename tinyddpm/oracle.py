@@ -142,7 +142,7 @@ def gradient_floor(s: Schedule, height: int, width: int) -> Tensor:
         E tr(G Cov(θ|y)) = E[θᵀGθ] - E[mᵀGm] = ∫ p(y) m(y)ᵀ G (y - m(y)) dy,
 
     a smooth integral in two dimensions, for which the trapezoid rule converges
-    exponentially (relative error below 1e-8; the tests compare with a finer rule).
+    exponentially: to rounding, and to 1e-6 of 2/HW where noise is a tenth of a level.
     Two limits: 2/HW while the noise is wide against the levels but narrow against
     their range (a plane of 2 dimensions in HW), λ · Var(x_0) as ᾱ_t goes to 0.
 
