@@ -24,21 +24,19 @@ class TrainConfig:
     batch: Annotated[int, "pictures a step, over all processes (App. B)"] = 128
     lr: Annotated[float, "Adam's learning rate (App. B)"] = 2e-4
     warmup: Annotated[int, "steps of linear warm-up (authors' code)"] = 5_000
-    lr_end: Annotated[float | None, "cosine to this at the end; not in the paper"] = (
-        None
-    )
+    lr_end: Annotated[float | None, "by a cosine, for short runs (ours)"] = None
     clip: Annotated[float, "largest norm of the gradient (authors' code)"] = 1.0
     ema: Annotated[float, "decay of the weights' moving average (App. B)"] = 0.9999
     seed: Annotated[int, "of all randomness"] = 0
     log_every: Annotated[int, "steps between looks at the loss"] = 100
     save_every: Annotated[int, "steps between checkpoints"] = 5_000
     micro_batch: Annotated[int | None, "pictures in memory at a time"] = None
-    bf16: Annotated[bool | None, "network in bfloat16"] = None
+    bf16: Annotated[bool | None, "matrix products in bfloat16"] = None
     channels_last: Annotated[bool | None, "channels innermost in memory"] = None
     compile: Annotated[bool | None, "torch.compile the network"] = None
 
-    # What a resumed run may set anew: nothing of this changes the run's numbers by
-    # more than rounding. All else must be as in the checkpoint.
+    # What a resumed run may set anew: its numbers stay the same to rounding (but for
+    # which dropout masks micro-batches draw). All else must be as in the checkpoint.
     may_change: ClassVar[tuple[str, ...]] = (
         *("steps", "log_every", "save_every"),
         *("micro_batch", "channels_last", "compile"),
