@@ -16,7 +16,7 @@ import tinyddpm
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAPER = r"(Eq\. [\d, ]*\d|Algorithms? [\d, ]*\d|Section [\d.]*\d|App\. \w)"
-LABEL = re.compile(PAPER)
+LABEL = re.compile(PAPER + ":")
 
 
 def rows() -> list[list[str]]:
@@ -73,7 +73,7 @@ def test_the_table_agrees_with_the_docstrings(row):
 
 def test_every_equation_of_the_package_is_in_the_table():
     """Every function whose docstring begins with an equation, algorithm, section or
-    appendix of the paper has a row."""
+    appendix of the paper, and a colon, has a row."""
     listed = {(row[0], row[1].strip("`")) for row in rows()}
     found = set()
     for path in sorted((ROOT / "tinyddpm").glob("*.py")):

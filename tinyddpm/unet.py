@@ -110,7 +110,7 @@ class UpLevel(Level):
 
 
 class UNet(nn.Module):
-    """ε_θ(x_t, t), or ε_θ(x_t, t, c): the network of appendix B.
+    """App. B: the network, ε_θ(x_t, t) or ε_θ(x_t, t, c).
 
     Args:
         in_channels: of the pictures, and of the noise that is predicted.
