@@ -18,6 +18,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+PACKAGE = "tinyddpm/"
+
 
 class Mistake(NamedTuple):
     """One mistake; without `file` it is one of prose."""
@@ -25,10 +27,14 @@ class Mistake(NamedTuple):
     name: str
     who: str  # where it stands
     right: str  # what is right, with its equation
-    file: str = ""
+    file: str = ""  # in tinyddpm/, or a path from the project's root
     old: str = ""  # occurs once in the file
     new: str = ""
     test: str = ""  # the test that must fail of it, file::name
+
+    @property
+    def path(self) -> str:
+        return self.file if "/" in self.file or not self.file else PACKAGE + self.file
 
 
 SCHEDULE = (
@@ -359,6 +365,70 @@ TRAINING = (
         "reshape(len(eps), -1).sum(1)",
         "test_loss.py::test_the_loss_is_the_mean_square_of_the_error",
     ),
+    Mistake(
+        "M5",
+        "S0:309 randint(1, max_steps) indexes an array: t = 1 is never trained",
+        "t ~ U{1..T}, both ends included (Alg. 1 line 3)",
+        "train.py",
+        "torch.randint(1, s.T + 1",
+        "torch.randint(2, s.T + 1",
+        "test_train.py::test_t_is_uniform_on_1_to_T_and_eps_is_standard_normal",
+    ),
+    Mistake(
+        "M5b",
+        "MI superminddpm.py randint(1, n_T): T is never trained",
+        "the same",
+        "train.py",
+        "torch.randint(1, s.T + 1",
+        "torch.randint(1, s.T",
+        "test_train.py::test_t_is_uniform_on_1_to_T_and_eps_is_standard_normal",
+    ),
+    Mistake(
+        "M33",
+        "S0:421 the schedule becomes a part of the model in train(): new names in its "
+        "state_dict",
+        "training changes the weights' numbers, not their names",
+        "train.py",
+        "    net.train()\n",
+        '    net.train().register_buffer("beta", s.beta)\n',
+        "test_checkpoint.py::test_it_holds_the_run",
+    ),
+    Mistake(
+        "M41",
+        "S3:968 saves DataParallel's state_dict: every name begins with module.",
+        "a checkpoint loads into the network alone, on a CPU",
+        "state.py",
+        "weights=self.net.state_dict()",
+        "weights=nn.DataParallel(self.net).state_dict()",
+        "test_checkpoint.py::test_it_holds_the_run",
+    ),
+    Mistake(
+        "M43",
+        'S2:355 "Train it anyway" goes on from the weights that were loaded',
+        "without --resume a run that is there is refused, and kept",
+        "state.py",
+        "if exists and not resume:",
+        "if exists and resume is None:",
+        "test_checkpoint.py::test_a_checkpoint_is_never_overwritten_unasked",
+    ),
+    Mistake(
+        "D9",
+        "the average's weights swapped into the network and never back",
+        "the average is a copy of its own (App. B)",
+        "train.py",
+        "copy.deepcopy(net).eval()",
+        "net.eval()",
+        "test_train.py::test_the_average_in_closed_form",
+    ),
+    Mistake(
+        "D10",
+        "ID and others: the average starts again from the weights on resuming",
+        "it goes on where it was: resumed = uninterrupted",
+        "state.py",
+        "self.ema.load_state_dict(found.ema)",
+        "self.ema.load_state_dict(found.weights)",
+        "test_train.py::test_resumed_is_uninterrupted",
+    ),
 )
 
 NETWORKS = (
@@ -426,6 +496,24 @@ NETWORKS = (
         "self.dense2(F.silu(self.dense1(emb)))",
         "self.dense2(self.dense1(emb))",
         "test_unet.py::test_the_embedding_goes_through_dense_silu_dense_silu_dense",
+    ),
+    Mistake(
+        "M28",
+        "W8's own table of sinusoids: sine and cosine in turn, exponent / (dim/2)",
+        "all sines, then all cosines, / (dim/2 - 1): published weights load",
+        "mlp.py",
+        "torch.cat([angle.sin(), angle.cos()], dim=1)",
+        "torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)",
+        "test_mlp.py::test_time_embedding_is_all_sines_then_all_cosines",
+    ),
+    Mistake(
+        "M28b",
+        "S3:290, S1:64, HO: log(10000) / (half_dim - 1) divides by 0 at dim = 2",
+        "a width below 4 is refused",
+        "mlp.py",
+        "dim < 4",
+        "dim < 2",
+        "test_mlp.py::test_time_embedding_refuses_odd_and_tiny_widths",
     ),
     Mistake(
         "M30",
@@ -548,6 +636,16 @@ DATA = (
         "test_pictures.py::test_the_grid_is_rounded_once",
     ),
     Mistake(
+        "M40",
+        "S4:353 28x28 resized to 32x32: levels that are not whole",
+        "padded: eq. 13 needs 8-bit levels as they are",
+        "examples/train_fashion.py",
+        "return pad(images, (2, 2, 2, 2))",
+        "return torch.nn.functional.interpolate(images.float(), size=32, "
+        'mode="bilinear").to(images.dtype)',
+        "test_examples.py::test_fashion_is_padded_not_resized",
+    ),
+    Mistake(
         "M42",
         "S3:938 DataLoader without shuffle: the same batches in the same order",
         "x_0 ~ q(x_0) (Alg. 1 line 2): drawn uniformly, and mirrored half the time",
@@ -596,6 +694,7 @@ PROSE = (
         "M13",
         'S0:34 "every Gaussian is independent of each other"',
         "a Markov chain: for unit-variance data corr(x_s, x_t) = √(ᾱ_t/ᾱ_s), s < t",
+        test="test_reference.py::test_fifty_noisy_steps_have_the_law_of_eq_4",
     ),
     Mistake(
         "M15b",
@@ -653,6 +752,16 @@ PROSE = (
         "HF's golden sums (258.9606) pin outputs and do not say if they are right",
         "tests state a law; no number in them comes from the code under test",
     ),
+    Mistake(
+        "D11",
+        "ID resumes from the file whose name carries the largest step",
+        "the step stands in the file, beside the weights of that step",
+    ),
+    Mistake(
+        "D12",
+        "diffrax, tinygrad: comparisons of one side, or whose result is dropped",
+        "a test that cannot fail is none; compare both sides, by assert",
+    ),
 )
 
 MISTAKES = (
@@ -678,10 +787,8 @@ def verdicts(mistakes: Sequence[Mistake]) -> list[tuple[Mistake, str, str]]:
 
     trials = []
     for m in mistakes:
-        path = ROOT / "tinyddpm" / m.file
-        text = patched_text(m, path.read_text()) if m.file else ""
-        where = f"tinyddpm/{m.file}" if m.file else ""
-        trials.append(Trial(where, text, (f"tests/{m.test}",)))
+        text = patched_text(m, (ROOT / m.path).read_text()) if m.file else ""
+        trials.append(Trial(m.path, text, (f"tests/{m.test}",)))
     tests = sorted({m.test for m in mistakes if m.test})
     clean = [Trial("", "", (f"tests/{test}",)) for test in tests]
     code = [i for i, m in enumerate(mistakes) if m.file]

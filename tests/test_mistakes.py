@@ -5,6 +5,7 @@ patches (slow). The table itself, and what "caught" means, are in `mistakes.py`.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,10 +24,17 @@ def test_every_mistake_has_its_own_name():
     assert len(set(names)) == len(names)
 
 
+def test_no_mistake_is_left_out():
+    """M1..M47 stand in texts people learn from, P1..P11 in code they copy: all 58."""
+    listed = set(re.findall(r"[MP]\d+", " ".join(m.name for m in MISTAKES)))
+    known = {f"M{i}" for i in range(1, 48)} | {f"P{i}" for i in range(1, 12)}
+    assert listed == known
+
+
 @pytest.mark.parametrize("mistake", CODE, ids=[m.name for m in CODE])
 def test_the_patch_still_fits(mistake):
     """`old` occurs exactly once, the patched file is Python, and it is another one."""
-    text = (ROOT / "tinyddpm" / mistake.file).read_text()
+    text = (ROOT / mistake.path).read_text()
     patched = patched_text(mistake, text)
     assert ast.dump(ast.parse(patched)) != ast.dump(ast.parse(text))
 
