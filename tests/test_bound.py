@@ -132,7 +132,7 @@ def test_the_terms_are_eq_8_eq_10_and_eq_12(data, s, sigma2, seed):
     t = data.draw(steps(s, 4, first=2))
     x_0, eps, eps_hat = (normal(seed + i, (4, 3, 2)) for i in range(3))
     x_t = q_sample(s, x_0, t, eps)
-    found = L_tm1(s, x_0, x_t, t, predict_x_0(s, x_t, t, eps_hat), sigma2)
+    found = L_tm1(s, x_0, t, predict_x_0(s, x_t, t, eps_hat), sigma2)
 
     variance, beta_tilde = s.sigma2(sigma2)[t], s.beta_tilde[t]
     ratio = (beta_tilde / variance).numpy()
@@ -167,7 +167,7 @@ def test_L_tm1_is_the_kl_of_the_two_posteriors(data, s, sigma2, seed):
         exact = reference.gaussian_kl(
             *(x.numpy() for x in (mu_tilde, beta_tilde, mean, variance))
         ).sum(1)
-        found = L_tm1(s, x_0, x_t, t, x_0_hat, sigma2)
+        found = L_tm1(s, x_0, t, x_0_hat, sigma2)
         # σ_t is read off a difference of numbers of the mean's size: U |μ| / σ_t
         torch.testing.assert_close(found, torch.from_numpy(exact), rtol=1e-6, atol=1e-7)
 
@@ -214,7 +214,7 @@ def eq_5(s, eps_theta, mean, variance, sigma2):
         x_t = q_sample(s, x_0, t, eps)
         x_0_hat = predict_x_0(s, x_t, t, eps_theta(x_t, t))
         if step > 1:
-            nats = L_tm1(s, x_0, x_t, t, x_0_hat, sigma2)
+            nats = L_tm1(s, x_0, t, x_0_hat, sigma2)
         else:
             var = torch.tensor(sigma2_1(s, sigma2)).double()
             nats = -log_normal(x_0, x_0_hat, var)
@@ -343,7 +343,7 @@ def test_the_bound_of_discrete_data_approaches_their_entropy(sigma2):
             x_t = q_sample(s, x_0, t, eps)
             x_0_hat = predict_x_0(s, x_t, t, eps_theta(x_t, t))
             if step > 1:
-                nats = nats + L_tm1(s, x_0, x_t, t, x_0_hat, sigma2)
+                nats = nats + L_tm1(s, x_0, t, x_0_hat, sigma2)
             else:
                 nats = nats + L_0(s, x_0, x_0_hat, sigma2)
         return float(w @ nats) * BITS
@@ -412,7 +412,7 @@ def direct(s, net, x_0, sigma2="beta"):
     columns.append(L_0(s, x_0, x_0_hat, sigma2))
     for step in range(2, s.T + 1):
         t = torch.full((len(x_0),), step)
-        columns.append(L_tm1(s, x_0, torch.zeros_like(x_0), t, x_0_hat, sigma2))
+        columns.append(L_tm1(s, x_0, t, x_0_hat, sigma2))
     return torch.stack(columns, 1) * BITS / D
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .decoder import log_decoder, sigma2_1, to_levels
-from .forward import _same_shape, q_posterior, q_sample
+from .forward import _same_shape, q_sample
 from .sampler import EpsTheta, _evaluating, _randn_like, predict_x_0
 from .schedule import Schedule, at, check_t
 
@@ -69,33 +69,30 @@ def L_T(s: Schedule, x_0: Tensor) -> Tensor:
 
 
 def L_tm1(
-    s: Schedule,
-    x_0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    x_0_hat: Tensor,
-    sigma2: str = "beta",
+    s: Schedule, x_0: Tensor, t: Tensor, x_0_hat: Tensor, sigma2: str = "beta"
 ) -> Tensor:
     """Eq. 5, 8: L_{t-1} = KL(q(x_{t-1}|x_t, x_0) ‖ p_θ(x_{t-1}|x_t)) for t > 1
 
-    = ‖μ̃_t(x_t, x_0) - μ_θ(x_t, t)‖² / (2σ_t²) + C, where the C of eq. 8 is
-    D/2 (β̃_t/σ_t² - 1 - ln β̃_t/σ_t²): 0 if σ_t² is β̃_t, and kept here.
+    = ‖μ̃_t(x_t, x_0) - μ̃_t(x_t, x̂_0)‖² / (2σ_t²) + C, where x_t drops out of the
+    difference (eq. 7): it is √ᾱ_{t-1} β_t/(1-ᾱ_t) (x_0 - x̂_0). The C of eq. 8 is D
+    times the KL for equal means: 0 if σ_t² is β̃_t, and kept here.
 
     Args:
         s: the schedule.
         x_0: data in [-1, 1], (B, ...).
-        x_t: drawn from q(x_t|x_0), the shape of x_0.
         t: (B,), 2..T.
-        x_0_hat: the network's eq. 15 from x_t, the shape of x_0.
+        x_0_hat: the network's eq. 15 from x_t ~ q(x_t|x_0), the shape of x_0.
         sigma2: σ_t², "beta" or "beta_tilde".
     Returns: (B,), nats, float64.
     """
-    check_t(s, t, x_t, first=2)
-    x_0, x_t, x_0_hat = x_0.double(), x_t.double(), x_0_hat.double()
-    mu_tilde, beta_tilde_t = q_posterior(s, x_t, x_0, t)
-    mu_theta, _ = q_posterior(s, x_t, x_0_hat, t)  # eq. 11
-    sigma2_t = at(s.sigma2(sigma2), t, x_t)
-    return _sum(gaussian_kl(mu_tilde, beta_tilde_t, mu_theta, sigma2_t))
+    check_t(s, t, x_0, first=2)
+    _same_shape("x_0_hat", x_0_hat, "x_0", x_0)
+    one = t.double()  # an item is one number here: all tables (B,)
+    beta, alpha_bar = at(s.beta, t, one), at(s.alpha_bar, t, one)
+    c_0 = at(s.alpha_bar, t - 1, one).sqrt() * beta / (1 - alpha_bar)
+    beta_tilde, sigma2_t = at(s.beta_tilde, t, one), at(s.sigma2(sigma2), t, one)
+    C = x_0[0].numel() * gaussian_kl(one, beta_tilde, one, sigma2_t)
+    return c_0**2 * _squared_error(x_0, x_0_hat) / (2 * sigma2_t) + C
 
 
 def L_0(s: Schedule, x_0: Tensor, x_0_hat: Tensor, sigma2: str = "beta") -> Tensor:
@@ -124,7 +121,7 @@ def bits_per_dim(
     chunk: int = 128,
     progress: Callable[[int, int], None] | None = None,
 ) -> Bound:
-    """Eq. 5 for each picture, its expectation over x_t by one ε for each term
+    """Eq. 5: L for each picture, the expectation over x_t by one ε for each term
 
     Args:
         s: the schedule.
@@ -210,13 +207,12 @@ def _terms(
     x_t = q_sample(s, x_0, t, _randn_like(x_0, generator))
     with _evaluating(eps_theta), torch.no_grad():
         eps_hat = eps_theta(x_t, t)
-    x_0_hat = predict_x_0(s, x_t.double(), t, eps_hat.double())
+    x_0_hat = predict_x_0(s, x_t.double(), t, eps_hat)
     x_0_hat = x_0_hat.clamp(-1, 1) if clip else x_0_hat
+    mse = _squared_error(x_0, x_0_hat) / x_0[0].numel()
     if first:
-        nats = L_0(s, x_0, x_0_hat, sigma2)
-    else:
-        nats = L_tm1(s, x_0, x_t, t, x_0_hat, sigma2)
-    return nats, (x_0 - x_0_hat).square().flatten(1).mean(1)
+        return L_0(s, x_0, x_0_hat, sigma2), mse
+    return L_tm1(s, x_0, t, x_0_hat, sigma2), mse
 
 
 def rate_distortion(bound: Bound) -> tuple[Tensor, Tensor]:
@@ -239,6 +235,11 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     """The mean over pictures, and its standard error (nan for a single picture)."""
     error = values.std() / len(values) ** 0.5 if len(values) > 1 else math.nan
     return float(values.mean()), float(error)
+
+
+def _squared_error(x_0: Tensor, x_0_hat: Tensor) -> Tensor:
+    """‖x_0 - x̂_0‖², (B,), float64."""
+    return _sum((x_0 - x_0_hat.double()).square())
 
 
 def _sum(nats: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def sigma2_1(s: Schedule, sigma2: str = "beta") -> float:
 
 
 def log_decoder(level: Tensor, mean: Tensor, variance: float) -> Tensor:
-    """Eq. 13 for each number: ln ∫_{δ-(x)}^{δ+(x)} N(x; μ, σ_1²) dx
+    """Eq. 13: ln ∫_{δ-(x)}^{δ+(x)} N(x; μ, σ_1²) dx for each number
 
     δ±(x) = x ± 1/255, but ∞ and -∞ at the ends x = 1 and x = -1.
     A bin right of the mean is mirrored to its left, where ln Φ keeps its digits however
