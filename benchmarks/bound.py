@@ -1,0 +1,56 @@
+"""What the bound costs beside the network calls that it must make.
+
+    python benchmarks/bound.py            # 2 cores, some two minutes
+
+For each network, `bits_per_dim` and the bare calls, eps_theta(x_t, t) on as many
+batches of the same size, are timed in turn in one run, in processor time, so that what
+else the machine does matters little. Printed: the median ratio and the quartiles.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from tinyddpm import linear_schedule
+from tinyddpm.bound import bits_per_dim
+from tinyddpm.mlp import MLP
+from tinyddpm.pictures import to_float
+from tinyddpm.unet import UNet
+
+ROUNDS = 9
+
+
+def seconds(do: Callable[[], object]) -> float:
+    began = time.process_time()
+    do()
+    return time.process_time() - began
+
+
+def compare(name: str, net: nn.Module, shape: tuple[int, ...], N: int, T: int) -> None:
+    """N pictures and T steps in calls of N pictures: T calls either way."""
+    s, g = linear_schedule(T), torch.Generator().manual_seed(0)
+    x_0 = to_float(torch.randint(256, (N, *shape), generator=g, dtype=torch.uint8))
+    net.eval()
+
+    @torch.no_grad()
+    def calls() -> None:
+        for step in range(1, T + 1):
+            net(x_0, torch.full((N,), step))
+
+    def bound() -> None:
+        bits_per_dim(s, net, x_0, g, chunk=N)
+
+    calls(), bound()  # warm up
+    ratios = sorted(seconds(bound) / seconds(calls) for _ in range(ROUNDS))
+    low, median, high = statistics.quantiles(ratios, n=4)
+    print(f"{name:42} {median:.3f}  ({low:.3f} .. {high:.3f})")
+
+
+if __name__ == "__main__":
+    print(f"{'bits_per_dim / its network calls':42} median (quartiles), n = {ROUNDS}")
+    small = UNet(3, 16, (1, 2), (1,), 0.0)
+    compare("U-Net, base 16, 3x32x32, N = 8, T = 25", small, (3, 32, 32), 8, 25)
+    compare("toy MLP, 3x8x8, N = 128, T = 100", MLP((3, 8, 8)), (3, 8, 8), 128, 100)
