@@ -42,19 +42,12 @@ class Config(TrainConfig):
     device: Annotated[str, "auto, cpu, cuda or cuda:<number>"] = "auto"
     T: Annotated[int, "steps of the forward process (section 4)"] = 1000
     base: Annotated[int, "channels at 32x32 (App. B)"] = 128
-    multipliers: Annotated[tuple[int, ...], "channels at 32, 16..., in bases"] = (
-        1,
-        2,
-        2,
-        2,
-    )
+    multipliers: Annotated[tuple[int, ...], "channels in bases (App. B)"] = (1, 2, 2, 2)
     attention: Annotated[tuple[int, ...], "levels with attention, 0 is 32x32"] = (1,)
     dropout: Annotated[float, "in every block (App. B)"] = 0.1
     flip: Annotated[bool, "mirror every other picture (App. B)"] = True
     samples: Annotated[int, "pictures in a grid"] = 64
-    sample_every: Annotated[int, "steps between grids, a multiple of log_every"] = (
-        25_000
-    )
+    sample_every: Annotated[int, "steps between grids of samples"] = 25_000
 
     may_change = (
         *TrainConfig.may_change,

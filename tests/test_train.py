@@ -330,9 +330,10 @@ def test_tenths_part_the_steps(T, draws, seed):
 def test_what_is_told_is_what_was_lost():
     """A record has L_simple over the steps since the last, whole and by tenths of t."""
     records, step = [], 0
-    config = dataclasses.replace(CONFIG, steps=10, lr=0.0)
+    config = dataclasses.replace(CONFIG, steps=10, lr=0.0, save_every=8)
     net, _ = trained(config, data=draw, log=records.append)
     assert [r.step for r in records] == [4, 8, 10]
+    assert [r.saved for r in records] == [False, True, True]
     for r in records:
         asked = [batch(a) for a in net.asked[step : r.step]]
         t = torch.cat([t for _, t, _ in asked])

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -91,6 +92,7 @@ PLACES = {
 def _child(
     folder: Path, resume: bool, pause: tuple[str, int] | None, sender: Connection
 ) -> None:
+    warnings.simplefilter("error")
     torch.set_num_threads(1)
     sys.stderr = (folder / "stderr").open("a", buffering=1)
     os.dup2(sys.stderr.fileno(), 2)
@@ -115,10 +117,12 @@ def one_of_two(
     rank: int, folder: Path, config: TrainConfig, dropout: float, sender: Connection
 ) -> None:
     """Process `rank` of two that train together in float64; sends what came out."""
+    warnings.simplefilter("error")
     torch.set_num_threads(1)
     store = f"file://{folder / 'store'}"
     dist.init_process_group("gloo", store, world_size=2, rank=rank)
-    sender.send(alone(config, dropout))
+    losses, tensors = alone(config, dropout)
+    sender.send((losses, [p.tolist() for p in tensors]))  # numbers outlive the process
     dist.destroy_process_group()
 
 

@@ -82,7 +82,7 @@ class Progress:
         tenth = max(1, self.config.steps // 10 // self.config.log_every)
         if (r.step // self.config.log_every) % tenth == 0 or self._last(r):
             self.bar.write(self._by_tenth(r), file=sys.stdout)
-        if r.step % self.config.save_every == 0 or self._last(r):
+        if r.saved:  # what is told and what is resumed from go together
             self.save()
 
     def _last(self, r: Record) -> bool:

@@ -1,6 +1,6 @@
 """What makes Algorithm 1 fast, repeatable and hard to kill, and is not in the paper.
 
-What lives here: seeding a step, bfloat16 and compilation, many GPUs, signals, memory.
+What lives here: seeding a step, bfloat16 and compilation, many GPUs, signals, trouble.
 What does not: the loop that uses them (`train.py`) and the checkpoint's file format
 (`checkpoint.py`).
 """
@@ -71,9 +71,8 @@ def faster(
         net.to(memory_format=order)  # type: ignore[call-overload]
     call: Callable[..., Any] = net
     if dist.is_initialized():
-        call = nn.parallel.DistributedDataParallel(
-            net, device_ids=[device] if cuda else None, broadcast_buffers=False
-        )
+        gpus = [device] if cuda else None
+        call = nn.parallel.DistributedDataParallel(net, device_ids=gpus)
     if compiled or (compiled is None and cuda):
         call = torch.compile(call)
     casting: Callable[..., Tensor] = autocast(device, bf16)(call)
@@ -155,7 +154,7 @@ def as_a_run(
     """What holds around the whole loop; yields the list that signals are noted in."""
     with (
         rng_left_alone(device),
-        memory_explained(batch, micro_batch),
+        trouble_explained(batch, micro_batch),
         signals(catch) as caught,
     ):
         yield caught
@@ -184,17 +183,23 @@ def signals(on: bool) -> Iterator[list[int]]:
 
 
 @contextmanager
-def memory_explained(batch: int, micro_batch: int | None) -> Iterator[None]:
-    """Out of memory: says which flag to lower."""
+def trouble_explained(batch: int, micro_batch: int | None) -> Iterator[None]:
+    """Out of memory: which flag to lower. Another process gone: how to go on."""
     try:
         yield
     except RuntimeError as error:
-        cpu = "alloc_cpu" in str(error) or "not enough memory" in str(error)
-        if not (cpu or isinstance(error, torch.OutOfMemoryError)):
-            raise
-        now = micro_batch or batch // world()
-        raise torch.OutOfMemoryError(
-            f"out of memory with {now} pictures at a time; give a lower --micro-batch "
-            f"(the batch stays {batch}: gradients add up), or a narrower network. "
-            f"PyTorch said: {error}"
-        ) from error
+        said = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or "alloc_cpu" in said:
+            now = micro_batch or batch // world()
+            raise torch.OutOfMemoryError(
+                f"out of memory with {now} pictures at a time; give a lower "
+                f"--micro-batch (the batch stays {batch}: gradients add up), or a "
+                f"narrower network. PyTorch said: {said}"
+            ) from error
+        if isinstance(error, dist.DistError) or (world() > 1 and "onnection" in said):
+            raise ConnectionError(
+                f"process {rank()} lost touch with the {world() - 1} others, so one of "
+                f"them has ended; go on from the last checkpoint with --resume "
+                f"(torchrun --max-restarts=N does so by itself). PyTorch said: {said}"
+            ) from error
+        raise

@@ -41,12 +41,14 @@ class Record(NamedTuple):
         loss: L_simple, the mean over those steps.
         by_tenth: the same by tenths of t (see `by_tenth`).
         ema: the moving average as a network; to sample from it changes nothing.
+        saved: whether a checkpoint was just made of this step, if there is a file.
     """
 
     step: int
     loss: float
     by_tenth: list[float]
     ema: nn.Module
+    saved: bool
 
 
 class State:
@@ -100,19 +102,20 @@ class State:
         stop = bool(caught) and world() == 1
         if not (stop or last or step % self.config.log_every == 0):
             return
-        record = self._look()
+        loss, tenths = self._look()
         stop = any_process(bool(caught), self.s.beta.device)
-        if stop or last or step % self.config.save_every == 0:
+        saves = stop or last or step % self.config.save_every == 0
+        if saves:
             self._save()
         if log is not None and rank() == 0:
-            log(record)
+            log(Record(step, loss, tenths, self.ema, saves))
         if stop:
             wait_for_all()
             if rank() == 0:
                 print(f"stopped after step {step}; {self._where()}", file=sys.stderr)
             raise SystemExit(128 + (caught or [15])[0])
 
-    def _look(self) -> Record:
+    def _look(self) -> tuple[float, list[float]]:
         """Fetches the losses since the last look; stops if one is not finite."""
         steps = self.unread
         t = gather(torch.cat([t for _, t, _ in steps])).cpu()
@@ -134,12 +137,7 @@ class State:
                 f"the weights are not finite after step {self.step}, though the losses "
                 f"up to it were; nothing of it was saved; {self._where()}"
             )
-        return Record(
-            self.step,
-            float(loss.double().mean()),
-            by_tenth(self.s.T, t, loss),
-            self.ema,
-        )
+        return float(loss.double().mean()), by_tenth(self.s.T, t, loss)
 
     def _where(self) -> str:
         if self.saved < 0:
