@@ -25,7 +25,7 @@ from tinyddpm.download import download_cifar10
 from tinyddpm.pictures import grid, save_png, to_uint8
 from tinyddpm.progress import Progress, errors_as_sentences
 from tinyddpm.readers import read_cifar10, read_cifar10_file
-from tinyddpm.runtime import autocast, join, rank
+from tinyddpm.runtime import autocast, join, rank, wait_for_all
 from tinyddpm.sampler import sample
 from tinyddpm.schedule import linear_schedule
 from tinyddpm.state import Record
@@ -51,7 +51,7 @@ class Config(TrainConfig):
 
     may_change = (
         *TrainConfig.may_change,
-        *("data", "out", "device", "samples", "sample_every"),
+        *("out", "device", "samples", "sample_every"),
     )
 
     def __post_init__(self) -> None:
@@ -69,7 +69,8 @@ class Config(TrainConfig):
 
 
 SMOKE = Config(
-    steps=120, batch=16, lr=1e-3, warmup=20, ema=0.97, log_every=10, save_every=60,
+    out="out/cifar-smoke", steps=120, batch=16, lr=1e-3, warmup=20, ema=0.97,
+    log_every=10, save_every=60,
     bf16=True, T=100, base=32, multipliers=(1, 2, 2), attention=(2,), samples=16,
     sample_every=120,
 )  # fmt: skip
@@ -85,17 +86,18 @@ def main(argv: list[str]) -> None:
     device, restarted = join(pick_device(c.device))
     if args.download and rank() == 0:
         download_cifar10(c.data)
-    if dist.is_initialized():
-        dist.barrier()
+    wait_for_all()
     images = read(c.data).to(device)
     if rank() == 0:
         print(*(f"{f.name} = {getattr(c, f.name)}" for f in fields(c)), sep="\n")
         print(f"{len(images)} pictures, on {device}")
     torch.manual_seed(c.seed)
     net = UNet(3, c.base, c.multipliers, c.attention, c.dropout).to(device)
-    train(c, net, images, args.resume or restarted)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    try:
+        train(c, net, images, args.resume or restarted)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def read(path: str) -> Tensor:

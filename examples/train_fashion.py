@@ -53,7 +53,7 @@ class Config(TrainConfig):
     save_every: Annotated[int, "steps between checkpoints"] = 200
     bf16: Annotated[bool | None, "network in bfloat16"] = True
 
-    may_change = (*TrainConfig.may_change, "data", "out", "device", "samples")
+    may_change = (*TrainConfig.may_change, "out", "device", "samples")
 
 
 FULL = Config(

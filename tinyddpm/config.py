@@ -35,19 +35,20 @@ class TrainConfig:
     channels_last: Annotated[bool | None, "channels innermost in memory"] = None
     compile: Annotated[bool | None, "torch.compile the network"] = None
 
-    # What a resumed run may set anew: its numbers stay the same to rounding (but for
-    # which dropout masks micro-batches draw). All else must be as in the checkpoint.
+    # What a resumed run may set anew: the run is then the same to rounding, but for the
+    # dropout masks, which micro-batches and a compiled network draw in another order.
+    # All else must be as in the checkpoint.
     may_change: ClassVar[tuple[str, ...]] = (
         *("steps", "log_every", "save_every"),
         *("micro_batch", "channels_last", "compile"),
     )
 
     def __post_init__(self) -> None:
-        for name in ("batch", "log_every", "save_every", "micro_batch"):
+        for name in ("steps", "batch", "log_every", "save_every", "micro_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("steps", "warmup", "lr", "clip", "lr_end"):
+        for name in ("warmup", "lr", "clip", "lr_end"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
@@ -114,6 +115,10 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(
             f"--device must be auto, cpu, cuda or cuda:<number>, got {name!r}"
         ) from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"--device must be auto, cpu, cuda or cuda:<number>, got {name!r}"
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"--device {name} was asked for, but PyTorch {torch.__version__} sees "

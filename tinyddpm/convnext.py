@@ -7,7 +7,7 @@ and attention are in `unet.py`.
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import Dropout, GroupNorm, glorot, zero

@@ -8,7 +8,7 @@ equals). What does not: how layers make a network (`unet.py`).
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
@@ -64,7 +64,7 @@ class Dropout(nn.Dropout):
             -(2**63), None
         )
         keep = coins.view(torch.int16)[: x.numel()] >= drop - 2**15
-        mask = keep.to(x.dtype) * (2**16 / (2**16 - drop))
+        mask = keep * x.new_tensor(2**16 / (2**16 - drop))  # in the dtype of x
         return x * mask.view(x.movedim(1, -1).shape).movedim(-1, 1)  # channels_last
 
 

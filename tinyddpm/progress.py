@@ -10,18 +10,19 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .config import TrainConfig
 from .files import write_whole
 from .pictures import save_loss_plot
-from .state import Record
+from .runtime import world
+from .state import Record, by_tenth
 
 
 class Progress:
@@ -36,7 +37,7 @@ class Progress:
         config: kept in figures.json; config.steps is the bar's length.
         net: its parameters are counted.
         resume: go on with the losses that figures.json holds.
-        floor: the least L_simple by tenths of t, 10 numbers, or None.
+        floor: the least L_simple at t = 0..T, as `oracle` gives it, or None.
     """
 
     def __init__(
@@ -45,17 +46,21 @@ class Progress:
         config: TrainConfig,
         net: nn.Module,
         resume: bool = False,
-        floor: list[float] | None = None,
+        floor: Tensor | None = None,
     ) -> None:
         from tqdm import tqdm
 
-        self.folder, self.config, self.floor = Path(folder), config, floor
+        self.folder, self.config, self.floor = Path(folder), config, None
+        self.least: float | None = None
+        if floor is not None:
+            T = len(floor) - 1
+            self.least = float(floor[1:].mean())
+            self.floor = by_tenth(T, torch.arange(1, T + 1), floor[1:])
         self.began = time.perf_counter()
         self.figures: dict[str, Any] = {
             "config": dataclasses.asdict(config),
             "parameters": sum(p.numel() for p in net.parameters()),
-            "machine": f"{platform.machine()}, {next(net.parameters()).device.type}, "
-            f"{torch.get_num_threads()} threads, torch {torch.__version__}",
+            "machine": _machine(next(net.parameters()).device),
             "seconds": 0.0,
             "losses": [],  # [step, L_simple, its mean in each tenth of t]
         }
@@ -78,6 +83,8 @@ class Progress:
         self.figures["losses"] = losses
         self.figures["seconds"] = self.before + time.perf_counter() - self.began
         self.bar.set_postfix_str(f"L_simple {r.loss:.4f}", refresh=False)
+        if self.bar.n == 0:  # of a resumed run the bar times what is new
+            self.bar.initial = self.bar.n = max(0, r.step - self.config.log_every)
         self.bar.update(r.step - self.bar.n)
         tenth = max(1, self.config.steps // 10 // self.config.log_every)
         if (r.step // self.config.log_every) % tenth == 0 or self._last(r):
@@ -94,7 +101,7 @@ class Progress:
 
         lines = [row(f"step {r.step}: {r.loss:.4f} =", r.by_tenth)]
         if self.floor is not None:
-            lines.append(row(f"floor: {sum(self.floor) / 10:.4f} =", self.floor))
+            lines.append(row(f"floor: {self.least:.4f} =", self.floor))
         return "\n".join(lines)
 
     def save(self) -> None:
@@ -106,9 +113,9 @@ class Progress:
         """Ends the bar, writes figures.json, and draws loss.png."""
         self.bar.close()
         self.save()
-        steps, losses, _ = zip(*self.figures["losses"], strict=True)
-        floor = None if self.floor is None else sum(self.floor) / len(self.floor)
-        save_loss_plot(self.folder / "loss.png", steps, losses, floor)
+        if self.figures["losses"]:  # none where a finished run is resumed
+            steps, losses, _ = zip(*self.figures["losses"], strict=True)
+            save_loss_plot(self.folder / "loss.png", steps, losses, self.least)
 
 
 @contextmanager
@@ -125,10 +132,13 @@ def errors_as_sentences() -> Iterator[None]:
         sys.exit(f"{_script()}: {error}")
 
 
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        name = f"{world()} x {torch.cuda.get_device_name(device)}"
+    else:
+        name = f"{world()} x {torch.get_num_threads()} threads of {platform.machine()}"
+    return f"{name}, torch {torch.__version__}"
+
+
 def _script() -> str:
     return Path(sys.argv[0]).name
-
-
-def every(steps: int, do: Callable[[Record], None]) -> Callable[[Record], None]:
-    """`do` for the records whose step is a multiple of `steps`."""
-    return lambda r: do(r) if r.step % steps == 0 else None

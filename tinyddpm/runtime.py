@@ -34,7 +34,8 @@ def seed_masks(seed: int, step: int, device: torch.device) -> None:
     """
     masks = random_seed(seed, step, rank())
     if device.type == "cuda":
-        torch.cuda.manual_seed(masks)
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(masks)
     else:
         torch.default_generator.manual_seed(masks)
 
@@ -162,7 +163,7 @@ def as_a_run(
 
 @contextmanager
 def signals(on: bool) -> Iterator[list[int]]:
-    """Notes SIGINT and SIGTERM in the list it yields, instead of dying of them."""
+    """Notes the first SIGINT or SIGTERM in the list it yields; a second one ends it."""
     caught: list[int] = []
     if not on or threading.current_thread() is not threading.main_thread():
         yield caught
@@ -170,16 +171,20 @@ def signals(on: bool) -> Iterator[list[int]]:
 
     def note(number: int, _: Any) -> None:
         name = signal.Signals(number).name
-        if not caught and rank() == 0:  # not print: it may have been interrupted itself
+        if rank() == 0:  # not print: it may have been interrupted itself
             os.write(2, f"\n{name}: finishing the step and saving\n".encode())
         caught.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield caught
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 @contextmanager

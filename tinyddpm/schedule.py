@@ -172,8 +172,9 @@ def constant_schedule(T: int = 1000, beta: float | None = None) -> Schedule:
 def check_t(s: Schedule, t: Any, x: Tensor, first: int = 1) -> None:
     """Refuses t unless it is a LongTensor of shape (B,), in first..T, beside x.
 
-    On a GPU the range is left to `at`, whose index_select stops the kernel there:
-    looking at the values here would make the host wait at every step.
+    On a GPU the range is left to `at`, whose index_select stops the kernel below 0 and
+    above T: looking at the values here would make the host wait at every step. A step
+    in 0..first - 1 goes unseen there.
     """
     if not x.is_floating_point():
         raise ValueError(

@@ -109,7 +109,7 @@ class State:
             self._save()
         if log is not None and rank() == 0:
             log(Record(step, loss, tenths, self.ema, saves))
-        if stop:
+        if stop and not last:
             wait_for_all()
             if rank() == 0:
                 print(f"stopped after step {step}; {self._where()}", file=sys.stderr)
@@ -181,4 +181,7 @@ class State:
         self.net.load_state_dict(found.weights)
         self.ema.load_state_dict(found.ema)
         self.optimiser.load_state_dict(found.optimiser)
+        for p, kept in self.optimiser.state.items():  # fused Adam goes by p's layout
+            for name in ("exp_avg", "exp_avg_sq"):
+                kept[name] = torch.empty_like(p).copy_(kept[name])
         self.step = self.saved = found.step
