@@ -43,8 +43,8 @@ class Config(TrainConfig):
     )
     attention: Annotated[tuple[int, ...], "levels with attention, from 0"] = (2,)
     dropout: Annotated[float, "in every block"] = 0.0  # the run is too short to overfit
-    steps: Annotated[int, "gradient steps in all"] = 800
-    batch: Annotated[int, "pictures a step"] = 64
+    steps: Annotated[int, "gradient steps in all"] = 1000
+    batch: Annotated[int, "pictures a step"] = 32
     lr: Annotated[float, "Adam's learning rate"] = 1e-3  # a narrow net bears more
     lr_end: Annotated[float | None, "cosine to this at the end"] = 5e-5
     warmup: Annotated[int, "steps of linear warm-up"] = 50

@@ -45,8 +45,8 @@ class Config(TrainConfig):
     multipliers: Annotated[tuple[int, ...], "widths, in bases"] = (1, 2, 2, 4)
     levels: Annotated[tuple[int, ...], "which have attention, from 0"] = (3,)
     dropout: Annotated[float, "in every block"] = 0.0  # the run is too short to overfit
-    steps: Annotated[int, "gradient steps in all"] = 600
-    batch: Annotated[int, "pictures a step"] = 16
+    steps: Annotated[int, "gradient steps in all"] = 800
+    batch: Annotated[int, "pictures a step"] = 8
     lr: Annotated[float, "Adam's learning rate"] = 1e-3  # a narrow net bears more
     lr_end: Annotated[float | None, "cosine to this at the end"] = 5e-5
     warmup: Annotated[int, "steps of linear warm-up"] = 50

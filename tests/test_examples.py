@@ -4,6 +4,7 @@ import gzip
 import importlib
 import json
 import os
+import re
 import signal
 import struct
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.mistakes import MISTAKES
 from tinyddpm.progress import Progress, errors_as_sentences
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -205,3 +207,15 @@ def test_bad_input_ends_in_a_sentence(case, example, tmp_path, monkeypatch):
         script.main([*flags, "--out", str(out)])
     assert str(ended.value).startswith(f"{name}.py: ")
     assert not out.exists()
+
+
+def test_the_page_on_the_five_texts_names_laws_that_exist():
+    """Each law named there is a test of that file, the one the mistake dies of."""
+    page = (EXAMPLES.parent / "docs" / "five-texts.md").read_text(encoding="utf-8")
+    for name, file in re.findall(r"\[(test_\w+)\]\(\.\./(tests/\w+\.py)\)", page):
+        assert f"def {name}(" in (EXAMPLES.parent / file).read_text(encoding="utf-8")
+    named = re.findall(r"([MP]\d+b?): \[(test_\w+)\]\(\.\./tests/(\w+\.py)\)", page)
+    dies_of = {m.name.split(",")[0]: m.test for m in MISTAKES}
+    for mistake, name, file in named:  # an entry of prose names no test of its own
+        assert dies_of[mistake] in ("", f"{file}::{name}")
+    assert len(named) > 40
