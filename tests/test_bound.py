@@ -494,7 +494,7 @@ def test_one_step_is_L_T_and_L_0():
     assert torch.equal(bound.total, bound.L_T + bound.L_0)
     with pytest.raises(ValueError, match="T >= 2"):
         bits_per_dim(s, lambda x, t: x, x_0, sigma2="beta_tilde")
-    with pytest.raises(ValueError, match=r"draws must lie in 1\.\.T - 1 = 0"):
+    with pytest.raises(ValueError, match=r"draws must be >= 1.* T = 1"):
         bits_per_dim(s, lambda x, t: x, x_0, draws=1)
 
 
@@ -514,13 +514,13 @@ def test_clipping_never_makes_a_kl_larger():
         torch.testing.assert_close(a, c, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("draws", [1, 4, 11])
+@pytest.mark.parametrize("draws", [1, 4, 30])
 def test_sampled_t_is_unbiased_and_knows_its_error(draws):
-    """E over t of (T-1)/draws Σ L_{t-1} is Σ_t L_{t-1}, column by column too.
+    """E over t of Σ L_{t-1} / (draws P(t)) is Σ_t L_{t-1}, column by column too.
 
     4,000 copies of one picture and a network whose terms are known: the estimate is
-    within 5 of its standard errors (false alarm 6e-7), which shrink to 0 when draws =
-    T - 1, for each t is then drawn once. Power: the error is below 5 % of the sum.
+    within 5 of its standard errors (false alarm 6e-7). Power: those are below 2 % of
+    the sum.
     """
     s, net, x_0 = constant(N=1)
     exact = direct(s, net, x_0)[0]
@@ -528,16 +528,28 @@ def test_sampled_t_is_unbiased_and_knows_its_error(draws):
     bound = bits_per_dim(s, net, x_0.expand(4000, -1, -1, -1), g, draws=draws)
     total, error = mean_and_error(bound.L_tm1.sum(1))
     aim = float(exact[2:].sum())
-    assert abs(total - aim) <= 5 * error + 1e-9
-    assert error < 0.05 * aim
-    assert (error < 1e-9) == (draws == 11)
-    hit = (bound.L_tm1[:, 2:] > 0).double().mean(0)
-    assert bool((hit > 0).all())
+    assert abs(total - aim) <= 5 * error < 0.1 * aim
     column = bound.L_tm1.mean(0)
     spread = bound.L_tm1.std(0) / 4000**0.5
-    assert bool(((column - exact).abs() <= 5 * spread + 1e-9)[2:].all())
+    assert bool(((column - exact).abs() <= 5 * spread)[2:].all())
+    assert bool((column[2:] > 0).all())
     torch.testing.assert_close(bound.L_0, exact[1].expand(4000))  # never sampled
     assert len(net.asked) == 4000 * (draws + 1)
+
+
+def test_t_is_drawn_as_the_terms_fall():
+    """Table 4: most of the rate is in the last steps. With the exact predictor of the
+    gradients, t drawn as 1/t costs a third or less of the error that uniform t has.
+
+    n = 2,000 pictures, one t each; uniform t by hand from the terms of every t.
+    """
+    s, g = linear_schedule(200), torch.Generator().manual_seed(0)
+    x_0 = to_float(to_uint8(gradient_images(2000, 3, 3, g)))
+    oracle = gradient_oracle(s, 3, 3)
+    terms = bits_per_dim(s, oracle, x_0[:100], g).L_tm1
+    uniform = (199 * terms[:, 2:]).square().mean().sqrt()
+    sampled = bits_per_dim(s, oracle, x_0, g, draws=1).L_tm1.sum(1)
+    assert float(sampled.std()) < float(uniform) / 3
 
 
 def test_mean_and_error_of_known_numbers():
@@ -554,8 +566,7 @@ def test_mean_and_error_of_known_numbers():
         ({"x_0": torch.zeros(2, 1, 2, 2)}, "8-bit pictures"),
         ({"x_0": torch.zeros(0, 1, 2, 2)}, "need a picture"),
         ({"chunk": 0}, "chunk >= 1"),
-        ({"draws": 0}, r"draws must lie in 1\.\.T - 1 = 9"),
-        ({"draws": 10}, r"draws must lie in 1\.\.T - 1 = 9"),
+        ({"draws": 0}, r"draws must be >= 1, of t = 2\.\.T, got 0"),
         ({"sigma2": "learned"}, "'beta' or 'beta_tilde'"),
     ],
 )

@@ -183,7 +183,7 @@ def _bound(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     _check(args.plot, "--pictures", args.pictures)
-    if args.plot and args.draws:
+    if args.plot and args.draws is not None:
         raise ValueError("--plot needs every t: give it without --draws")
     checkpoint, s, net, g = _open(args)
     images = _read(args, checkpoint.shape)

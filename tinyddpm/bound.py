@@ -10,7 +10,7 @@ float64; bits/dim is nats / (D ln 2).
 
 Two things differ from the authors' code, whose figures the paper prints. They clamp x̂_0
 to [-1, 1] before taking μ_θ of it: `clip=True` does so too. And their Φ in eq. 13 is
-approximate (`decoder.py` says how); ours is exact, for want of a reason to copy that.
+approximate (`decoder.py` says how), where ours is exact.
 """
 
 import math
@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .decoder import log_decoder, sigma2_1, to_levels
 from .forward import _same_shape, q_sample
@@ -132,9 +133,8 @@ def bits_per_dim(
         sigma2: σ_t², "beta" or "beta_tilde"; σ_1² is `decoder.sigma2_1`.
         clip: clamp x̂_0 to [-1, 1], as the authors' code does and the paper does not
             say; published figures have it. No L_{t-1} rises by it: x_0 is inside.
-        draws: estimate the sum over t > 1 from this many t for each picture, one from
-            each of as many equal parts of 2..T; None is every t. L_T and L_0 are never
-            sampled.
+        draws: estimate the sum over t > 1 without bias from this many t for each
+            picture; None is every t. L_T and L_0 are never sampled.
         chunk: pictures in one call of the network, the bound of the memory. Noise is
             drawn by the chunk: another size means other noise of the same law.
         progress: called with (pictures the network has seen, all it will see).
@@ -146,14 +146,13 @@ def bits_per_dim(
     t, weight = _draw_t(s, x_0, draws, generator)
     terms = torch.zeros(len(x_0), s.T + 1, dtype=torch.float64, device=x_0.device)
     mse, seen = torch.zeros_like(terms), 0
-    for i, t_i, first in _chunks(t, chunk):
+    for first, i, t_i, w in _chunks(t, weight, chunk):
         nats, error = _terms(s, eps_theta, x_0[i], t_i, first, generator, sigma2, clip)
-        w = 1.0 if first else weight
         terms.index_put_((i, t_i), w * to_bits * nats, accumulate=True)
         mse.index_put_((i, t_i), w * error, accumulate=True)
         seen += len(i)
         if progress is not None:
-            progress(seen, len(x_0) + t.numel())
+            progress(seen, t.numel())
     at_T, at_0 = to_bits * L_T(s, x_0), terms[:, 1].clone()
     terms[:, 1] = 0
     return Bound(at_T, terms, at_0, at_T + terms.sum(1) + at_0, mse)
@@ -161,36 +160,39 @@ def bits_per_dim(
 
 def _draw_t(
     s: Schedule, x_0: Tensor, draws: int | None, generator: torch.Generator | None
-) -> tuple[Tensor, float]:
-    """The steps t > 1 for each picture, (N, draws), and how many steps each counts for.
+) -> tuple[Tensor, Tensor]:
+    """Each picture's t, and what its term counts for: (N, 1 + draws) both, t = 1 first.
 
-    Draw k is uniform on the k-th of `draws` equal parts of 2..T, so that every t is
-    hit draws / (T-1) times on average; with T - 1 draws each t is hit once.
+    P(t) is in proportion to 1/t, about as L_{t-1} falls (table 4), and each counts for
+    1 / (draws P(t)). Draw k is from the k-th of `draws` equally likely parts of 2..T.
     """
-    N, steps = len(x_0), s.T - 1
+    every = torch.arange(1, s.T + 1, device=x_0.device).expand(len(x_0), -1)
     if draws is None:
-        return torch.arange(2, s.T + 1, device=x_0.device).expand(N, -1), 1.0
-    if not 1 <= draws <= steps:
-        raise ValueError(f"draws must lie in 1..T - 1 = {steps}, got {draws}")
-    u = torch.rand(
-        N, draws, generator=generator, dtype=torch.float32, device=x_0.device
-    )
-    part = torch.arange(draws, device=x_0.device) + u.double()
-    return 2 + (part * steps / draws).long(), steps / draws
+        return every, torch.ones_like(every, dtype=torch.float64)
+    if draws < 1 or s.T == 1:
+        raise ValueError(f"draws must be >= 1, of t = 2..T, got {draws} and T = {s.T}")
+    P = 1 / every[0, 1:].double()
+    P /= P.sum()
+    size, part = (len(x_0), draws), torch.arange(draws, device=x_0.device)
+    u = torch.rand(size, generator=generator, dtype=torch.float64, device=x_0.device)
+    i = torch.searchsorted(P.cumsum(0), (part + u) / draws).clamp(max=s.T - 2)
+    return pad(2 + i, (1, 0), value=1), pad(1 / (draws * P[i]), (1, 0), value=1)
 
 
-def _chunks(t: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """(pictures, their t, whether that is 1) for each call: all t = 1, then the rest.
+def _chunks(
+    t: Tensor, weight: Tensor, chunk: int
+) -> Iterator[tuple[bool, Tensor, Tensor, Tensor]]:
+    """(t = 1?, pictures, t, weight) for each call: all t = 1, then the rest.
 
     Equal t stay together, and calls are full however few the pictures.
     """
-    N, draws = t.shape
-    pictures = torch.arange(N, device=t.device)
-    for i in torch.split(pictures, chunk):
-        yield i, torch.ones_like(i), True
-    rest, t = pictures.repeat(draws), t.T.flatten()
-    for j in range(0, len(t), chunk):
-        yield rest[j : j + chunk], t[j : j + chunk], False
+    pictures = torch.arange(len(t), device=t.device)
+    for first, columns in ((True, slice(0, 1)), (False, slice(1, None))):
+        t_i, w = t[:, columns].T.flatten(), weight[:, columns].T.flatten()
+        i = pictures.repeat(len(t_i) // len(t))
+        for j in range(0, len(i), chunk):
+            k = slice(j, j + chunk)
+            yield first, i[k], t_i[k], w[k]
 
 
 def _terms(
