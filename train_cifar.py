@@ -48,10 +48,11 @@ class Config(TrainConfig):
     flip: Annotated[bool, "mirror every other picture (App. B)"] = True
     samples: Annotated[int, "pictures in a grid"] = 64
     sample_every: Annotated[int, "steps between grids of samples"] = 25_000
+    clip_x_0: Annotated[bool, "clamp x̂_0 in samples (authors' code)"] = False
 
     may_change = (
         *TrainConfig.may_change,
-        *("out", "device", "samples", "sample_every"),
+        *("out", "device", "samples", "sample_every", "clip_x_0"),
     )
 
     def __post_init__(self) -> None:
@@ -72,7 +73,7 @@ SMOKE = Config(
     out="out/cifar-smoke", steps=120, batch=16, lr=1e-3, warmup=20, ema=0.97,
     log_every=10, save_every=60,
     bf16=True, T=100, base=32, multipliers=(1, 2, 2), attention=(2,), samples=16,
-    sample_every=120,
+    sample_every=120, clip_x_0=True,
 )  # fmt: skip
 
 
@@ -124,7 +125,8 @@ def train(c: Config, net: nn.Module, images: Tensor, resume: bool) -> None:
         if r.step % c.sample_every == 0 or r.step == c.steps:
             generator = Generator(images.device).manual_seed(c.seed)
             with autocast(images.device, c.bf16):
-                x_0 = sample(s, r.ema, (c.samples, 3, 32, 32), generator)
+                shape = (c.samples, 3, 32, 32)
+                x_0 = sample(s, r.ema, shape, generator, clip=c.clip_x_0)
             save_png(out / f"step-{r.step:06}.png", grid(to_uint8(x_0)))
 
     fit(s, net, drawer(images, flip=c.flip), c, log, checkpoint, resume)
