@@ -48,7 +48,7 @@ class Config(TrainConfig):
     lr: Annotated[float, "Adam's learning rate"] = 2e-3  # a small net bears more
     lr_end: Annotated[float | None, "cosine to this at the end"] = 0.0
     warmup: Annotated[int, "steps of linear warm-up"] = 100
-    ema: Annotated[float, "decay of the moving average"] = 0.998  # of 500 steps
+    ema: Annotated[float, "decay of the moving average"] = 0.99  # of 100 steps
     save_every: Annotated[int, "steps between checkpoints"] = 2_000
 
     may_change = (*TrainConfig.may_change, "out", "device")
@@ -194,18 +194,17 @@ def report(f: dict[str, Any]) -> str:
         "  L_simple" + "".join(f"{x:9.5f}" for x in f["L_simple_by_tenth"]),
         "  floor   " + "".join(f"{x:9.5f}" for x in f["floor_by_tenth"]),
         f"{SAMPLED} samples, and the bound on {BOUNDED} pictures:",
-        f"{'':10}{'outside the gradient plane':>32}{'colours against uniform':>28}"
-        f"{'bits/dim':>18}{'of it L_0':>12}",
+        f"{'outside the gradient plane':>40}{'colours against uniform':>28}"
+        f"{'bits/dim':>16}{'of it L_0':>12}",
     ]
     for name in ("network", "oracle"):
         x = f[name]
         plane = f"{x['rms_outside_the_plane']:.2f} of 255 levels"
-        energy = f"{x['energy_outside_the_plane']:.1e}"
+        plane += f", energy {x['energy_outside_the_plane']:.0e}"
         colours = f"D = {x['kolmogorov_distance']:.4f}, p = {x['kolmogorov_p']:.3f}"
         bits = f"{x['bound_bits_per_dim']:.3f} ± {x['bound_standard_error']:.3f}"
         lines.append(
-            f"  {name:8}{plane:>18}, energy {energy}{colours:>28}{bits:>18}"
-            f"{x['L_0_bits_per_dim']:12.3f}"
+            f"  {name:8}{plane:>30}{colours:>28}{bits:>16}{x['L_0_bits_per_dim']:12.3f}"
         )
     lines.append(f"  the data's entropy: {f['entropy_bits_per_dim']:.3f} bits/dim")
     return "\n".join(lines)
