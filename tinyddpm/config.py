@@ -134,7 +134,7 @@ def _parsing(kind: Any) -> dict[str, Any]:
     if isinstance(kind, types.UnionType):
         (kind,) = (option for option in options if option is not types.NoneType)
     if typing.get_origin(kind) is tuple:
-        return {"type": typing.get_args(kind)[0], "nargs": "*"}
+        return {"nargs": "*"} | _parsing(typing.get_args(kind)[0])
     if typing.get_origin(kind) is typing.Literal:
         return {"choices": typing.get_args(kind)}
     if kind is bool:

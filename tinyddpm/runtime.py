@@ -163,7 +163,11 @@ def as_a_run(
 
 @contextmanager
 def signals(on: bool) -> Iterator[list[int]]:
-    """Notes the first SIGINT or SIGTERM in the list it yields; a second one ends it."""
+    """Notes SIGINT and SIGTERM in the list it yields; a second one ends the process.
+
+    Not so under torchrun, which sends a signal of its own after the terminal's: with
+    several processes every one of them is noted, and the run still saved.
+    """
     caught: list[int] = []
     if not on or threading.current_thread() is not threading.main_thread():
         yield caught
@@ -174,7 +178,8 @@ def signals(on: bool) -> Iterator[list[int]]:
         if rank() == 0:  # not print: it may have been interrupted itself
             os.write(2, f"\n{name}: finishing the step and saving\n".encode())
         caught.append(number)
-        restore()
+        if world() == 1:
+            restore()
 
     def restore() -> None:
         for number, handler in before.items():
