@@ -548,6 +548,16 @@ def test_interpolation_ends_at_its_two_pictures(shape, seed, sigma2):
     torch.testing.assert_close(ends, torch.stack([x_0, -x_0]), rtol=0, atol=1e-9)
 
 
+@given(short, pairs, dtypes, seeds)
+def test_interpolation_keeps_the_pictures_dtype(s, shape, dtype, seed):
+    """λ is cast to x_0's dtype: a λ in float64 does not make the network compute so."""
+    x_0, network = normal(seed, shape, dtype), Recorder()
+    g = torch.Generator().manual_seed(seed)
+    lam = torch.tensor([0.25, 1.0], dtype=torch.float64)
+    assert interpolate(s, network, x_0, -x_0, lam, s.T, g).dtype == dtype
+    assert {x.dtype for x in network.x} == {dtype}
+
+
 BAD_LAMBDA = [[-0.01], [1.01], [0.5, 2.0], [math.nan], [[0.5]], 0.5, []]
 
 
