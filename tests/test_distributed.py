@@ -100,6 +100,15 @@ def kill_a_worker(job, checkpoint):
     os.kill(int(workers[1]), signal.SIGKILL)
 
 
+def finish(job):
+    """What the job wrote to stderr; one that hangs is ended, and fails the test."""
+    try:
+        return job.communicate(timeout=300)[1]
+    except subprocess.TimeoutExpired:
+        job.send_signal(signal.SIGTERM)  # torchrun ends its workers
+        raise
+
+
 @pytest.mark.slow
 def test_a_killed_worker_ends_the_job_with_a_clear_message(tmp_path):
     """The job fails, does not hang, names the signal and how to go on; with
@@ -107,7 +116,7 @@ def test_a_killed_worker_ends_the_job_with_a_clear_message(tmp_path):
     checkpoint = tmp_path / "out" / "checkpoint.pt"
     job = start(tmp_path)
     kill_a_worker(job, checkpoint)
-    said = job.communicate()[1]
+    said = finish(job)
     assert job.returncode != 0
     assert "SIGKILL" in said
     assert "process 0 lost touch with the 1 others" in said
@@ -117,11 +126,11 @@ def test_a_killed_worker_ends_the_job_with_a_clear_message(tmp_path):
     (again := tmp_path / "again").mkdir()
     job = start(again, "--max-restarts=1")
     kill_a_worker(job, again / "out" / "checkpoint.pt")
-    said = job.communicate()[1]
+    said = finish(job)
     assert job.returncode == 0, said
     (undisturbed := tmp_path / "undisturbed").mkdir()
     job = start(undisturbed)
-    said = job.communicate()[1]
+    said = finish(job)
     assert job.returncode == 0, said
     ends = [load_checkpoint(f / "out" / "checkpoint.pt") for f in (again, undisturbed)]
     for part in ("step", "weights", "ema", "optimiser"):
