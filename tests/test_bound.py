@@ -533,6 +533,12 @@ def test_sampled_t_is_unbiased_and_knows_its_error(draws):
     spread = bound.L_tm1.std(0) / 4000**0.5
     assert bool(((column - exact).abs() <= 5 * spread)[2:].all())
     assert bool((column[2:] > 0).all())
+    # Of the `draws` parts, P(t) draws lie in t whole: the others are at its two ends.
+    P = 1 / torch.arange(2, s.T + 1).double()
+    hits = draws * P / P.sum()
+    drawn = bound.L_tm1[:, 2:] / exact[2:] * hits
+    torch.testing.assert_close(drawn, drawn.round(), rtol=0, atol=1e-6)
+    assert float((drawn - hits).abs().max()) < 2
     torch.testing.assert_close(bound.L_0, exact[1].expand(4000))  # never sampled
     assert len(net.asked) == 4000 * (draws + 1)
 
