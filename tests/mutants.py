@@ -173,12 +173,15 @@ class Mutation:
             while len(running) == WORKERS or (running and i + 1 == len(self.changed)):
                 pid, status = os.wait()
                 done = running.pop(pid)
-                if status == 0:
-                    self.survived.append(self.changed[done])
+                self.note(self.changed[done], killed=status != 0)
                 k = int.from_bytes(self.killer[2 * done : 2 * done + 2])
                 order.remove(k)
                 order.insert(0, k)  # what killed one is likely to kill the next
         return True
+
+    def note(self, changed: str, killed: bool) -> None:
+        if not killed:
+            self.survived.append(changed)
 
     def child(self, i: int, tests: list[tuple[int, pytest.Item]]) -> NoReturn:
         """Runs the tests on mutant i; exits 1 at the first that fails, else 0."""
