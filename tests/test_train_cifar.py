@@ -80,7 +80,7 @@ def test_the_defaults_are_the_papers():
 def test_a_run_leaves_checkpoint_figures_curve_and_grids(pictures, tmp_path, capsys):
     """Each is there and whole, says with what settings, and the average is in it."""
     out = tmp_path / "out"
-    run("--data", pictures, "--out", out, *TINY)
+    run("--data", pictures, "--out", out, *TINY, "--samples", 2, "--sample-every", 2)
     found = load_checkpoint(out / "checkpoint.pt")
     figures = json.loads((out / "figures.json").read_text())
     printed = capsys.readouterr().out
@@ -111,7 +111,7 @@ def test_resume_goes_on_and_another_config_is_refused(pictures, tmp_path):
     assert "dropout (there 0.1, here 0.0), lr (there 0.0002, here 0.5)" in said
     assert (out / "checkpoint.pt").read_bytes() == before
     assert (out / "figures.json").read_bytes() == figures
-    run(*where, *TINY, "--resume", "--samples", 1)
+    run(*where, *TINY, "--resume", "--samples", 2)
     run("--data", pictures, "--out", whole, *TINY)
     ends = [load_checkpoint(folder / "checkpoint.pt") for folder in (out, whole)]
     for part in ("step", "weights", "ema", "optimiser"):
