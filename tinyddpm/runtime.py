@@ -97,8 +97,19 @@ def join(device: torch.device) -> tuple[torch.device, bool]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return device, int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
+    from torch.distributed.distributed_c10d import PrefixStore  # not in every build
+    from torch.distributed.rendezvous import rendezvous
+
+    store, number, count = next(rendezvous("env://"))
+    # torchrun keeps the store over a restart, with the addresses of the dead in it
+    restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore(f"attempt {restarts}", store),
+        rank=number,
+        world_size=count,
+    )
+    return device, restarts > 0
 
 
 def rank() -> int:
