@@ -463,6 +463,15 @@ def test_where_to_sample(network, choice, device):
     assert sample(s, network, (2, 3), **choice).device.type == device
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+def test_pictures_stay_on_their_gpu():
+    """x_0, λ given on the CPU, t and z are brought to where the pictures are."""
+    s, x = linear_schedule(4, 0.1, 0.99), torch.ones(2, 3, device="cuda")
+    g = torch.Generator("cuda").manual_seed(0)
+    assert interpolate(s, some_network, x, -x, [0.5, 1.0], 3, g).is_cuda
+    assert sample(s, some_network, (2, 3), g).is_cuda
+
+
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 4))
 lambdas = st.lists(st.floats(0, 1), min_size=1, max_size=4)
 
