@@ -129,6 +129,7 @@ def fit(
     """
     B, device = config.batch, next(net.parameters()).device
     s, pieces = s.to(device), parts(B, config.micro_batch)
+    scale = world() / B  # a process's sum times this, averaged over all, is the mean
     eps_theta = faster(net, config.bf16, config.channels_last, config.compile)
     ema = EMA(net, config.ema)
     optimiser = Adam(net.parameters(), config.lr, fused=True)
@@ -142,7 +143,7 @@ def fit(
             for i in pieces:  # this process's share of the batch
                 eps_hat = eps_theta(x_t[i], t[i], *(y[i] for y in c))
                 loss = squared_error(eps[i], eps_hat)
-                torch.autograd.backward(loss.sum() * world() / B)
+                torch.autograd.backward(loss.sum() * scale)
                 state.note(step, t[i], loss)
             clip_grad_norm_(net.parameters(), config.clip)
             optimiser.param_groups[0]["lr"] = learning_rate(config, step)
@@ -165,7 +166,7 @@ def _lines_2_to_4(
     Yields: step, x_t (B, ...), t (B,), eps (B, ...), and [c] or [] from `draw`.
     """
     B, device, last = config.batch, s.beta.device, config.steps
-    together = max(1, 2**18 // (B * math.prod(state.shape)))
+    together = max(1, 2**16 // (B * math.prod(state.shape)))  # 2^16: fits the cache
     generator, n = Generator(device), B * together
     for block in range(state.step // together, -(-last // together)):
         generator.manual_seed(random_seed(config.seed, block))
