@@ -65,13 +65,13 @@ class LinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        h = self.norm(x)
+        h = self.norm(x).contiguous(memory_format=torch.channels_last)
         q = self.q(h).flatten(2).transpose(1, 2)  # (B, HW, C)
         k = self.k(h).flatten(2)  # (B, C, HW)
         v = self.v(h).flatten(2).transpose(1, 2)  # (B, HW, C)
-        # h's dtype: under autocast too the softmax is taken in float32.
-        q = torch.softmax(q, dim=2, dtype=h.dtype)  # over the features
-        k = torch.softmax(k, dim=2, dtype=h.dtype)  # over the pixels
+        # The parameters' dtype: under autocast too the softmax is taken in float32.
+        q = torch.softmax(q, dim=2, dtype=self.norm.weight.dtype)  # over the features
+        k = torch.softmax(k, dim=2, dtype=self.norm.weight.dtype)  # over the pixels
         h = q @ (k @ v)  # (B, HW, C)
         out: Tensor = x + self.out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
         return out

@@ -66,12 +66,13 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        h = self.norm(x)
+        # Channels innermost, whatever x has: a pixel's features are one row of q, k, v.
+        h = self.norm(x).contiguous(memory_format=torch.channels_last)
         q = self.q(h).flatten(2).transpose(1, 2) * x.shape[1] ** -0.5  # (B, HW, C)
         k = self.k(h).flatten(2)  # (B, C, HW)
         v = self.v(h).flatten(2).transpose(1, 2)  # (B, HW, C)
-        # h's dtype: under autocast too the softmax is taken in float32.
-        weights = torch.softmax(q @ k, dim=-1, dtype=h.dtype)  # (B, HW, HW)
+        # The parameters' dtype: under autocast too the softmax is taken in float32.
+        weights = torch.softmax(q @ k, dim=-1, dtype=self.norm.weight.dtype)
         h = weights @ v  # (B, HW, C)
         out: Tensor = x + self.out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
         return out
@@ -205,8 +206,6 @@ class UNet(nn.Module):
             c = width
         self.norm_out = GroupNorm(c)
         self.conv_out = zero(nn.Conv2d(c, in_channels, 3, padding=1))
-        # The layout in which convolutions are quickest, on a CPU and on a GPU.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
         """ε_θ(x_t, t, c).
