@@ -482,8 +482,9 @@ NETWORKS = (
         "S1:90, S2:129 batch norm: statistics mix pictures and noise levels",
         "group norm (App. B): a picture's output is its own",
         "layers.py",
-        "return super().forward(x.to(self.weight.dtype))",
-        "return (x - x.mean((0, 2, 3), True)) * (x.var((0, 2, 3), keepdim=True, "
+        "super().__init__(groups[-1], channels, eps=1e-6)",
+        "super().__init__(groups[-1], channels, eps=1e-6)\n\n"
+        "    def forward(self, x):\n        return (x - x.mean((0, 2, 3), True)) * (x.var((0, 2, 3), keepdim=True, "
         "correction=0) + self.eps).rsqrt()",
         "test_unet.py::"
         "test_a_picture_s_output_does_not_depend_on_the_rest_of_the_batch",
