@@ -32,11 +32,13 @@ class Config(PictureConfig):
     size: Annotated[int, "height and width, in pixels"] = 64
     convnext: Annotated[bool, "ConvNeXt blocks, not residual ones"] = False
     linear: Annotated[bool, "linear attention, not full"] = False
-    samples: Annotated[int, "pictures in a grid"] = 16
+    samples: Annotated[int, "pictures in a grid"] = 24
 
 
-# Attention at 8x8, and most channels where a picture is small: time goes with pixels.
-MINUTES = Config(**SHORT, steps=1200, batch=8, multipliers=(1, 2, 2, 4), attention=(3,))
+# Time goes with pixels: most channels, and attention, where there are few of them.
+# So narrow a network bears twice the rate: L_simple 0.107 at step 120, for 0.127.
+NARROW = {"base": 16, "multipliers": (1, 2, 4, 4), "attention": (3,), "lr": 2e-3}
+MINUTES = Config(**SHORT | NARROW, steps=1200, batch=8)
 FULL = Config(
     size=128, multipliers=(1, 1, 2, 2, 4), attention=(3,),
     steps=50_000, batch=64, lr=1e-4, ema=0.9995,
@@ -55,6 +57,8 @@ def main(argv: list[str]) -> None:
         block=ConvNeXtBlock if c.convnext else ResBlock,
         attention=LinearAttention if c.linear else SelfAttention,
     ).to(device)  # fmt: skip
+    if c.size % net.factor:  # each level but the last halves it
+        raise ValueError(f"--size must be a multiple of {net.factor}, got {c.size}")
 
     progress = Progress(out, c, net, args.resume)
     ema = fit(s, net, draw, c, progress, out / "checkpoint.pt", args.resume)
@@ -63,7 +67,7 @@ def main(argv: list[str]) -> None:
     with sampling(c, device) as generator:
         shape = (c.samples, 3, c.size, c.size)
         x_0 = sample(s, ema, shape, generator, clip=c.clip_x_0)
-    save_png(out / "grid.png", grid(to_uint8(x_0), columns=4))
+    save_png(out / "grid.png", grid(to_uint8(x_0)))
 
 
 if __name__ == "__main__":

@@ -178,6 +178,11 @@ REFUSED = {
         "--data {}/junk",
         r"2 of the 2 files in .*mend or move away: photo\.jpg",
     ),
+    "odd size": (
+        "train_flowers",
+        "--data {}/ok --size 60",
+        "be a multiple of 8, got 60",
+    ),
     "no device": ("train_flowers", "--device gpu", "--device must be"),
     "no samples": ("train_flowers", "--samples 0", "samples must be at least 1, got 0"),
 }
@@ -201,6 +206,8 @@ def test_bad_input_ends_in_a_sentence(case, example, tmp_path, monkeypatch):
     junk.mkdir()
     (junk / "train-images-idx3-ubyte").write_bytes(b"hello")
     (junk / "photo.jpg").write_bytes(b"hello")
+    (tmp_path / "ok").mkdir()
+    Image.new("RGB", (9, 7)).save(tmp_path / "ok" / "photo.png")
     name, flags, says = REFUSED[case]
     out = tmp_path / "out"
     argv = [*flags.format(tmp_path).split(), "--out", str(out)]
