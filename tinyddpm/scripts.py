@@ -52,7 +52,7 @@ SHORT: dict[str, Any] = {
     "ema": 0.99,  # an average over about 100 steps, not 10,000
     "log_every": 20,
     "save_every": 200,
-    "bf16": True,  # 3 times as fast with AVX512_BF16; without it give --no-bf16
+    "bf16": True,  # faster with AVX512_BF16; without it slower: give --no-bf16
     "clip_x_0": True,  # not in Algorithm 2: else many samples run away to one colour
 }
 
