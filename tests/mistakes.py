@@ -484,8 +484,8 @@ NETWORKS = (
         "layers.py",
         "super().__init__(groups[-1], channels, eps=1e-6)",
         "super().__init__(groups[-1], channels, eps=1e-6)\n\n"
-        "    def forward(self, x):\n        return (x - x.mean((0, 2, 3), True)) * (x.var((0, 2, 3), keepdim=True, "
-        "correction=0) + self.eps).rsqrt()",
+        "    def forward(self, x):\n        return (x - x.mean((0, 2, 3), True)) * "
+        "(x.var((0, 2, 3), keepdim=True, correction=0) + self.eps).rsqrt()",
         "test_unet.py::"
         "test_a_picture_s_output_does_not_depend_on_the_rest_of_the_batch",
     ),

@@ -313,12 +313,19 @@ def test_one_step_is_a_schedule(make):
 
 
 @given(schedules(max_T=50))
-def test_sigma2_names_the_two_choices(s):
-    """Section 3.2: σ_t² = β_t or β̃_t; another name is refused."""
+def test_sigma2_names_its_choices(s):
+    """Section 3.2: σ_t² = β_t or β̃_t; the authors' "fixedlarge" is β_t but for σ_1² =
+    β̃_2, which T = 1 has not; another name is refused.
+    """
     assert torch.equal(s.sigma2("beta"), s.beta)
     assert torch.equal(s.sigma2("beta_tilde"), s.beta_tilde)
-    with pytest.raises(ValueError, match="'beta' or 'beta_tilde', got 'fixed'"):
-        s.sigma2("fixed")
+    for name in ("fixed", "fixedlarge") if s.T == 1 else ("fixed",):
+        with pytest.raises(ValueError, match=f"'beta_tilde' or.*got '{name}' and T ="):
+            s.sigma2(name)
+    if s.T > 1:
+        authors = s.sigma2("fixedlarge")
+        assert float(authors[1]) == float(s.beta_tilde[2])
+        assert authors[2:].tolist() == s.beta[2:].tolist()
 
 
 @given(schedules(max_T=50))

@@ -71,7 +71,12 @@ def _flags() -> argparse.ArgumentParser:
     both = argparse.ArgumentParser(add_help=False)
     both.add_argument("checkpoint", help="written by a training script")
     both.add_argument("--weights", choices=list(WEIGHTS), default="ema")
-    both.add_argument("--sigma2", choices=["beta", "beta_tilde"], default="beta")
+    both.add_argument(
+        "--sigma2",
+        choices=["beta", "beta_tilde", "fixedlarge"],
+        default="beta",
+        help="σ_t²; fixedlarge is β_t but β̃_2 in eq. 13, as in the authors' code",
+    )
     both.add_argument("--clip", action="store_true", help="clamp x̂_0 to [-1, 1]")
     both.add_argument("--seed", type=int, default=0, help="of all randomness")
     both.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")

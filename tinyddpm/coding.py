@@ -79,7 +79,7 @@ def send(
         eps_theta: the network, called T times.
         x_0: one 8-bit picture in [-1, 1], (1, ...), on the CPU, as is the network.
         seed: of the randomness that the receiver shares.
-        sigma2: σ_t², "beta" or "beta_tilde"; σ_1² as `decoder.sigma2_1` reads it.
+        sigma2: σ_t², as `Schedule.sigma2` names it; σ_1² is `decoder.sigma2_1`.
     Returns: the message, and what each of its T + 1 steps sent and cost.
     """
     if len(x_0) != 1:

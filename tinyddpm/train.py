@@ -62,7 +62,7 @@ def weight(s: Schedule, t: Tensor, sigma2: str = "beta") -> Tensor:
     Args:
         s: the schedule.
         t: (B,), 1..T; from 2 with sigma2 = "beta_tilde", since β̃_1 = 0.
-        sigma2: σ_t², "beta" or "beta_tilde".
+        sigma2: σ_t², as `Schedule.sigma2` names it.
     Returns: (B,), float64, nats.
     """
     like = t.double()
