@@ -811,7 +811,14 @@ def verdicts(mistakes: Sequence[Mistake]) -> list[tuple[Mistake, str, str]]:
 
 
 def main(names: Sequence[str]) -> int:
-    chosen = [m for m in MISTAKES if not names or m.name in names]
+    """Prints the entries named (M3, say), or all, each with its verdict."""
+    known = {part for m in MISTAKES for part in (m.name, *m.name.split(", "))}
+    if unknown := set(names) - known:
+        print(f"no such entry: {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
+    chosen = [
+        m for m in MISTAKES if not names or {m.name, *m.name.split(", ")} & set(names)
+    ]
     table = verdicts(chosen)
     for m, verdict, why in table:
         print(f"{m.name:12} {verdict:8} {m.who}\n{'':21} right: {m.right}")
