@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from --out")
     args = parser.parse_args(argv)
     c = from_flags(Config, args)
-    device, restarted = join(pick_device(c.device))
+    device, restarted = join(pick_device(c.device), Path(c.out) / "checkpoint.pt")
     if args.download and rank() == 0:
         download_cifar10(c.data)
     wait_for_all()

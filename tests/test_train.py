@@ -452,12 +452,14 @@ def test_out_of_memory_says_which_flag_to_lower(error):
     """The flag, its value now, and that the batch need not change."""
 
     def full(n, generator):
-        if generator is not None and n > 6:
-            raise error
-        return draw(n, generator)
+        raise error
 
     config = dataclasses.replace(CONFIG, micro_batch=3)
     message = "with 3 pictures at a time; give a lower --micro-batch.+batch stays 6"
+    with pytest.raises(torch.OutOfMemoryError, match=message):
+        trained(config, data=full)
+    config = dataclasses.replace(CONFIG, micro_batch=1)
+    message = "with 1 pictures at a time; give a lower --batch, or a narrower network"
     with pytest.raises(torch.OutOfMemoryError, match=message):
         trained(config, data=full)
     error = RuntimeError("something else")

@@ -180,9 +180,9 @@ def constant_schedule(T: int = 1000, beta: float | None = None) -> Schedule:
 def check_t(s: Schedule, t: Any, x: Tensor, first: int = 1) -> None:
     """Refuses t unless it is a LongTensor of shape (B,), in first..T, beside x.
 
-    On a GPU the range is left to `at`, whose index_select stops the kernel below 0 and
-    above T: looking at the values here would make the host wait at every step. A step
-    in 0..first - 1 goes unseen there.
+    On a GPU, and where this is compiled, to look at the values would make the host
+    wait, or break the graph. There the kernel is told to stop below `first`; above T
+    `at` stops it. (Compiled, `at` alone would read -1 as T.) Tried on a CPU only.
     """
     if not x.is_floating_point():
         raise ValueError(
@@ -197,7 +197,10 @@ def check_t(s: Schedule, t: Any, x: Tensor, first: int = 1) -> None:
             f"t must have shape (B,), one step for each of the B items of a batch of "
             f"shape {tuple(x.shape)}, got {tuple(t.shape)}"
         )
-    if t.device.type == "cpu" and len(t) > 0:
+    if t.device.type != "cpu" or torch.compiler.is_compiling():
+        message = f"t must lie in {first}..{s.T}, got one below {first}"
+        torch._assert_async((t >= first).all(), message)
+    elif len(t) > 0:
         low, high = int(t.min()), int(t.max())
         if low < first or high > s.T:
             raise ValueError(f"t must lie in {first}..{s.T}, got {low}..{high}")

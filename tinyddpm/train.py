@@ -5,8 +5,10 @@ network (`mlp.py`, `unet.py`), the pictures (`data.py`), settings and flags
 (`config.py`), what is saved and told (`state.py`, `checkpoint.py`), and what only makes
 the loop fast or hard to kill (`runtime.py`).
 
-Randomness is a function of (seed, step) alone: a run that is killed and resumed is bit
-for bit the run that was not, and no state of a random generator is ever stored.
+Randomness is a function of (seed, step) alone, and no state of a random generator is
+ever stored: a run that is killed and resumed draws what it would have drawn. On a CPU
+it is bit for bit the run that was not killed. On a GPU no deterministic kernels are
+asked for: a sum may round otherwise each time, and the difference grows with the steps.
 """
 
 import copy
@@ -133,12 +135,12 @@ def fit(
     eps_theta = faster(net, config.bf16, config.channels_last, config.compile)
     ema = EMA(net, config.ema)
     optimiser = Adam(net.parameters(), config.lr, fused=True)
-    shape = _picture_shape(draw(B, Generator(device)), B)
-    state = State(s, net, ema.net, optimiser, config, shape, checkpoint)
-    state.begin(resume)
-    net.train()
     catch = checkpoint is not None
     with as_a_run(device, B, config.micro_batch, catch) as caught:
+        shape = _picture_shape(draw(B, Generator(device)), B)
+        state = State(s, net, ema.net, optimiser, config, shape, checkpoint)
+        state.begin(resume)
+        net.train()
         for step, x_t, t, eps, c in _lines_2_to_4(s, draw, config, state):
             for i in pieces:  # this process's share of the batch
                 eps_hat = eps_theta(x_t[i], t[i], *(y[i] for y in c))
