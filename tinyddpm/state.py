@@ -83,6 +83,9 @@ class State:
             )
         if exists:
             self._restore(load_checkpoint(self.path))
+            _tell(f"going on from step {self.step} of {self.config.steps}")
+        elif resume:
+            _tell(f"there is no {self.path} to go on from: starting at step 0")
         steps = gather(torch.tensor([self.step]))  # before the file looked for is made
         if bool((steps != self.step).any()):
             raise ValueError(
@@ -115,8 +118,7 @@ class State:
             log(Record(step, loss, tenths, self.ema, saves))
         if stop and not last:
             wait_for_all()
-            if rank() == 0:
-                print(f"stopped after step {step}; {self._where()}", file=sys.stderr)
+            _tell(f"stopped after step {step}; {self._where()}")
             raise SystemExit(128 + (caught or [15])[0])
 
     def _look(self) -> tuple[float, list[float]]:
@@ -169,9 +171,14 @@ class State:
             if rank() == 0:
                 save_checkpoint(self.path, self._snapshot())
         except OSError as error:
+            then = (
+                f"{self._where()}; make room, and go on with --resume"
+                if self.saved >= 0
+                else "give a folder that can be written and has room"
+            )
             raise OSError(
                 f"the checkpoint of step {self.step} could not be written ({error}); "
-                f"{self._where()}; make room, and go on with --resume"
+                f"{then}"
             ) from error
         self.saved = self.step
 
@@ -190,3 +197,8 @@ class State:
             for name in ("exp_avg", "exp_avg_sq"):
                 kept[name] = torch.empty_like(p).copy_(kept[name])
         self.step = self.saved = found.step
+
+
+def _tell(what: str) -> None:
+    if rank() == 0:
+        print(what, file=sys.stderr)

@@ -25,7 +25,7 @@ from .config import TrainConfig
 from .data import Draw
 from .forward import _same_shape, q_sample
 from .runtime import as_a_run, faster, parts, random_seed, seed_masks, world
-from .sampler import EpsTheta
+from .sampler import EpsTheta, _evaluating
 from .schedule import Schedule, at, check_t
 from .state import Record, State
 
@@ -137,7 +137,7 @@ def fit(
     optimiser = Adam(net.parameters(), config.lr, fused=True)
     catch = checkpoint is not None
     with as_a_run(device, B, config.micro_batch, catch) as caught:
-        shape = _picture_shape(draw(B, Generator(device)), B)
+        shape = _first_batch(net, draw(B, Generator(device)), B)
         state = State(s, net, ema.net, optimiser, config, shape, checkpoint)
         state.begin(resume)
         net.train()
@@ -183,9 +183,10 @@ def _lines_2_to_4(
                 yield step, x_t[i], t[i], eps[i], [y[i] for y in c]
 
 
-def _picture_shape(batch: tuple[Tensor, ...], B: int) -> tuple[int, ...]:
-    """(C, H, W), or a refusal: data that are off are off from the first batch on."""
-    x_0 = batch[0]
+def _first_batch(net: nn.Module, batch: tuple[Tensor, ...], B: int) -> tuple[int, ...]:
+    """(C, H, W), or a refusal: data that are off, or do not fit the network, are so
+    from the first batch on, and are told before anything is written."""
+    x_0, *c = batch
     if not x_0.is_floating_point() or len(x_0) != B:
         raise ValueError(
             f"draw({B}, generator) must give {B} pictures as floating point, got "
@@ -196,4 +197,8 @@ def _picture_shape(batch: tuple[Tensor, ...], B: int) -> tuple[int, ...]:
             f"pictures must lie in [-1, 1], got {float(x_0.min()):g} to "
             f"{float(x_0.max()):g}; to_float scales 8-bit pictures"
         )
+    with _evaluating(net), torch.no_grad():
+        t = torch.ones(1, dtype=torch.long, device=x_0.device)
+        eps_hat = net(x_0[:1], t, *(y[:1] for y in c))
+    _same_shape("eps_theta(x_t, t)", eps_hat, "x_t", x_0[:1])
     return tuple(x_0.shape[1:])
