@@ -65,7 +65,7 @@ SMOKE = Config(
 def main(argv: list[str]) -> None:
     more = {"--download": "fetch CIFAR-10 first"}
     c, args = command_line(argv, __doc__, Config(), {"--smoke": SMOKE}, more)
-    device, restarted = join(pick_device(c.device))
+    device, restarted = join(pick_device(c.device), Path(c.out) / "checkpoint.pt")
     if args.download and rank() == 0:
         download_cifar10(c.data)
     wait_for_all()

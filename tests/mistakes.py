@@ -484,8 +484,8 @@ NETWORKS = (
         "layers.py",
         "super().__init__(groups[-1], channels, eps=1e-6)",
         "super().__init__(groups[-1], channels, eps=1e-6)\n\n"
-        "    def forward(self, x):\n        return (x - x.mean((0, 2, 3), True)) * (x.var((0, 2, 3), keepdim=True, "
-        "correction=0) + self.eps).rsqrt()",
+        "    def forward(self, x):\n        return (x - x.mean((0, 2, 3), True)) * "
+        "(x.var((0, 2, 3), keepdim=True, correction=0) + self.eps).rsqrt()",
         "test_unet.py::"
         "test_a_picture_s_output_does_not_depend_on_the_rest_of_the_batch",
     ),
@@ -812,7 +812,14 @@ def verdicts(mistakes: Sequence[Mistake]) -> list[tuple[Mistake, str, str]]:
 
 
 def main(names: Sequence[str]) -> int:
-    chosen = [m for m in MISTAKES if not names or m.name in names]
+    """Prints the entries named (M3, say), or all, each with its verdict."""
+    known = {part for m in MISTAKES for part in (m.name, *m.name.split(", "))}
+    if unknown := set(names) - known:
+        print(f"no such entry: {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
+    chosen = [
+        m for m in MISTAKES if not names or {m.name, *m.name.split(", ")} & set(names)
+    ]
     table = verdicts(chosen)
     for m, verdict, why in table:
         print(f"{m.name:12} {verdict:8} {m.who}\n{'':21} right: {m.right}")

@@ -19,7 +19,6 @@ from tinyddpm import Schedule, linear_schedule, p_mean, p_step, predict_x_0, q_s
 from tinyddpm.bound import (
     L_0,
     L_T,
-    Bound,
     L_tm1,
     bits_per_dim,
     gaussian_kl,
@@ -466,7 +465,8 @@ def test_the_bound_leaves_the_network_and_the_random_state_alone():
     assert torch.equal(torch.get_rng_state(), before)
     assert net.training
     assert net.dropout.training
-    assert all(torch.equal(a, b) for a, b in zip(*bounds, strict=True))
+    for a, b in zip(*bounds, strict=True):
+        assert torch.equal(a.nan_to_num(-1), b.nan_to_num(-1))
 
 
 def gradient_like(s):
@@ -519,8 +519,8 @@ def test_sampled_t_is_unbiased_and_knows_its_error(draws):
     """E over t of Σ L_{t-1} / (draws P(t)) is Σ_t L_{t-1}, column by column too.
 
     4,000 copies of one picture and a network whose terms are known: the estimate is
-    within 5 of its standard errors (false alarm 6e-7). Power: those are below 2 % of
-    the sum.
+    within 5 of its standard errors (false alarm 6e-7, and as much for each column).
+    Power: one of them is below 2 % of the sum.
     """
     s, net, x_0 = constant(N=1)
     exact = direct(s, net, x_0)[0]
@@ -528,7 +528,8 @@ def test_sampled_t_is_unbiased_and_knows_its_error(draws):
     bound = bits_per_dim(s, net, x_0.expand(4000, -1, -1, -1), g, draws=draws)
     total, error = mean_and_error(bound.L_tm1.sum(1))
     aim = float(exact[2:].sum())
-    assert abs(total - aim) <= 5 * error < 0.1 * aim
+    assert abs(total - aim) <= 5 * error
+    assert error < 0.02 * aim
     column = bound.L_tm1.mean(0)
     spread = bound.L_tm1.std(0) / 4000**0.5
     assert bool(((column - exact).abs() <= 5 * spread)[2:].all())
@@ -545,17 +546,18 @@ def test_sampled_t_is_unbiased_and_knows_its_error(draws):
 
 def test_t_is_drawn_as_the_terms_fall():
     """Table 4: most of the rate is in the last steps. With the exact predictor of the
-    gradients, t drawn as 1/t costs a third or less of the error that uniform t has.
+    gradients, t drawn as 1/t has less than a quarter of the deviation of uniform t.
 
-    n = 2,000 pictures, one t each; uniform t by hand from the terms of every t.
+    n = 2,000 pictures, one t each; uniform t by hand from the terms of every t of 100
+    of them. The ratio is 5.5, known to some per cent: four is far out of its error.
     """
     s, g = linear_schedule(200), torch.Generator().manual_seed(0)
     x_0 = to_float(to_uint8(gradient_images(2000, 3, 3, g)))
     oracle = gradient_oracle(s, 3, 3)
     terms = bits_per_dim(s, oracle, x_0[:100], g).L_tm1
-    uniform = (199 * terms[:, 2:]).square().mean().sqrt()
+    uniform = (199 * terms[:, 2:]).std()
     sampled = bits_per_dim(s, oracle, x_0, g, draws=1).L_tm1.sum(1)
-    assert float(sampled.std()) < float(uniform) / 3
+    assert float(sampled.std()) < float(uniform) / 4
 
 
 def test_mean_and_error_of_known_numbers():
@@ -573,7 +575,7 @@ def test_mean_and_error_of_known_numbers():
         ({"x_0": torch.zeros(0, 1, 2, 2)}, "need a picture"),
         ({"chunk": 0}, "chunk >= 1"),
         ({"draws": 0}, r"draws must be >= 1, of t = 2\.\.T, got 0"),
-        ({"sigma2": "learned"}, "'beta' or 'beta_tilde'"),
+        ({"sigma2": "learned"}, "'beta', 'beta_tilde' or"),
     ],
 )
 def test_bad_input_is_refused(change, message):
@@ -606,14 +608,16 @@ def test_rate_and_distortion_are_sums_and_errors_of_the_bound():
     torch.testing.assert_close(distortion[1:], (127.5 * off).expand(s.T))
 
 
-def test_the_rate_of_a_published_bound():
-    """Table 4 reads 0.00000 after 1 step, and rate + L_0 = the bound at the end:
-    1.78 + 1.97 = 3.75 bits/dim. Two pictures with terms of that size.
-    """
-    L_tm1 = torch.zeros(2, 4).double()
-    L_tm1[:, 2:] = torch.tensor([[1.5, 0.2], [1.7, 0.16]])
-    at_T, at_0 = torch.zeros(2).double(), torch.tensor([1.96, 1.98]).double()
-    total = at_T + at_0 + L_tm1.sum(1)
-    bound = Bound(at_T, L_tm1, at_0, total, torch.zeros(2, 4).double())
-    rate, _ = rate_distortion(bound)
-    torch.testing.assert_close(rate, torch.tensor([3.75, 1.78, 0.18, 0.0]).double())
+def test_a_sampled_bound_shows_the_distortion_it_saw():
+    """Where t was drawn the error is that of the whole bound; where it was not, nan."""
+    s, net, x_0 = constant(N=4)
+    whole = bits_per_dim(s, net, x_0)
+    some = bits_per_dim(s, net, x_0, torch.Generator().manual_seed(0), draws=2)
+    drawn = ~some.mse.isnan()
+    assert set(drawn[:, 1:].sum(1).tolist()) <= {2, 3}  # t = 1, and one or two others
+    assert bool(drawn[:, :2].all())
+    torch.testing.assert_close(some.mse[drawn], whole.mse[drawn])
+    _, distortion = rate_distortion(some)
+    assert torch.equal(distortion.isnan(), ~drawn.any(0))
+    both = drawn.all(0)
+    torch.testing.assert_close(distortion[both], rate_distortion(whole)[1][both])

@@ -182,7 +182,7 @@ def test_a_disk_too_small_shows_before_the_first_step(tmp_path):
     """A run that could never save stops at once, and says so."""
     with (
         room_for(1000),
-        pytest.raises(OSError, match=r"of step 0 could not.+no checkpoint"),
+        pytest.raises(OSError, match=r"of step 0 could not.+c\.pt.+has room"),
     ):
         train(tmp_path, lambda r: pytest.fail("a step was taken"))
     assert list(tmp_path.iterdir()) == []
@@ -218,6 +218,14 @@ def test_a_checkpoint_is_never_overwritten_unasked(path):
         with pytest.raises(FileExistsError, match=r"not overwritten.+--resume"):
             train(path.parent)
         assert path.read_bytes() == content
+
+
+def test_resuming_says_where_it_begins(path, tmp_path, capfd):
+    """A name mistyped would start 800,000 steps from nothing without a word."""
+    train(tmp_path / "elsewhere", resume=True)
+    assert "elsewhere/c.pt to go on from: starting at step 0" in capfd.readouterr().err
+    train(path.parent, resume=True)
+    assert f"going on from step 2 of {CONFIG.steps}" in capfd.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_refused_and_left_alone(path):

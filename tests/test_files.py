@@ -46,6 +46,18 @@ def test_a_failure_leaves_everything_as_it_was(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_full_disk_says_which_file_it_had_no_room_for(tmp_path):
+    """/dev/full has no room for a byte; its error alone would name no file."""
+    path = tmp_path / "a.bin"
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*a\.bin'"),
+        write_whole(path),
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
+        full.write(b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     """Below a file there is no folder: an OSError with the path and what to do."""
     (tmp_path / "a").write_bytes(b"")

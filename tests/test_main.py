@@ -30,33 +30,34 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 T, SHAPE = 24, (3, 4, 4)
 
 
-def network(seed):
+def network(seed, shape=SHAPE):
     torch.manual_seed(seed)
-    net = MLP(SHAPE, width=8, depth=1, emb=8)
+    net = MLP(shape, width=8, depth=1, emb=8)
     for p in net.parameters():  # the last layers start at 0
         torch.nn.init.normal_(p, std=0.1)
     return net.eval()
 
 
+def keep(path, shape=SHAPE):
+    """Writes a checkpoint whose EMA and raw weights differ; returns its path."""
+    ema, raw = network(0, shape), network(1, shape)
+    kept = Checkpoint(
+        step=1234,
+        config={},
+        network=("MLP", ema.arguments),
+        shape=shape,
+        beta=linear_schedule(T).beta[1:],
+        weights=raw.state_dict(),
+        ema=ema.state_dict(),
+        optimiser={"state": {}},
+    )
+    save_checkpoint(path, kept)
+    return path
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A checkpoint whose EMA and raw weights differ."""
-    ema, raw = network(0), network(1)
-    s = linear_schedule(T)
-    save_checkpoint(
-        tmp_path / "c.pt",
-        Checkpoint(
-            step=1234,
-            config={},
-            network=("MLP", ema.arguments),
-            shape=SHAPE,
-            beta=s.beta[1:],
-            weights=raw.state_dict(),
-            ema=ema.state_dict(),
-            optimiser={"state": {}},
-        ),
-    )
-    return tmp_path / "c.pt"
+    return keep(tmp_path / "c.pt")
 
 
 def run(*arguments):
@@ -171,17 +172,32 @@ def test_the_tables_tenths_are_what_a_receiver_has_paid():
     assert cells[7][0] == "11.50000"
 
 
-def test_pictures_smaller_than_the_network_get_a_black_border(
-    checkpoint, tmp_path, capsys
-):
-    """28x28 data for a 32x32 network are padded with level 0, not resized (eq. 13)."""
-    data, v = file_of_pictures(tmp_path / "x.npy", size=2)
-    out = tmp_path / "i.png"
+def test_28x28_for_a_32x32_network_get_a_black_border(tmp_path, capfd):
+    """(Fashion-)MNIST is padded with level 0, not resized (eq. 13). No other size is:
+    a network for 32x32 has not seen 16x16 pictures in a wide black frame.
+    """
+    checkpoint, out = keep(tmp_path / "c.pt", (3, 32, 32)), tmp_path / "i.png"
+    data, v = file_of_pictures(tmp_path / "x.npy", size=28)
     assert run("interpolate", checkpoint, "--data", data, "--out", out) == 0
-    assert "1 black pixels" in capsys.readouterr().out
-    first = pixels(out)[2 : 2 + 4 * 16 : 16, 2 : 2 + 4 * 16 : 16]
-    padded = torch.nn.functional.pad(v[0], (1, 1, 1, 1)).permute(1, 2, 0)
+    assert "2 black pixels" in capfd.readouterr().out
+    first = pixels(out)[2 : 2 + 32 * 2 : 2, 2 : 2 + 32 * 2 : 2]
+    padded = torch.nn.functional.pad(v[0], (2, 2, 2, 2)).permute(1, 2, 0)
     assert torch.equal(first, padded)
+    data, _ = file_of_pictures(tmp_path / "y.npy", size=16)
+    assert run("interpolate", checkpoint, "--data", data, "--out", out) == 2
+    refused(capfd, r"\(3, 32, 32\), .*y\.npy holds \(3, 16, 16\)")
+
+
+def test_a_tenth_that_was_not_drawn_shows_a_dash():
+    """0.00000 ± 0.00000 would be a claim; what was drawn counts for it in the sum."""
+    terms, mse = torch.zeros(2, 21).double(), torch.full((2, 21), torch.nan).double()
+    terms[:, 7], mse[:, 7], mse[:, :2] = 3.0, 0.1, 0.0
+    zero = torch.zeros(2).double()
+    text = table(Bound(zero, terms, zero, terms.sum(1), mse), every_t=False)
+    rows = {line[:24].strip(): line[24:].split() for line in text.splitlines()}
+    assert rows["t = 8..7"] == ["3.00000", "0.00000"]
+    assert rows["t = 10..9"] == ["-", "-"]
+    assert rows["sum of L_{t-1}, t > 1"][0] == "3.00000"
 
 
 def test_a_folder_of_photos_is_shrunk_to_the_networks_size(checkpoint, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .mistakes import MISTAKES, patched_text
+from .mistakes import MISTAKES, main, patched_text
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = [m for m in MISTAKES if m.file]
@@ -45,6 +45,12 @@ def test_the_named_test_exists(mistake):
     file, name = mistake.test.split("::")
     tree = ast.parse((ROOT / "tests" / file).read_text())
     assert name in {f.name for f in tree.body if isinstance(f, ast.FunctionDef)}
+
+
+def test_a_name_of_no_entry_is_an_error(capsys):
+    """`python -m tests.mistakes M99` must not print an empty table and be content."""
+    assert main(["M3", "M99"]) == 2
+    assert "M99" in capsys.readouterr().err
 
 
 def test_a_patch_that_no_longer_applies_is_an_error():

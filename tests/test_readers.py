@@ -219,6 +219,8 @@ def test_no_pickle_is_opened(tmp_path):
         for read in READERS.values():
             refused(read, file, r"a\.bin")
     assert not marker.exists()
+    file = written(tmp_path / "a.npy", objects)
+    refused(read_npy_images, file, r"a\.npy holds Python objects, which take a pickle")
 
 
 def read_photos(path):

@@ -19,6 +19,7 @@ from tinyddpm import (
     at,
     constant_schedule,
     linear_schedule,
+    q_posterior,
     quadratic_schedule,
 )
 from tinyddpm.schedule import check_t
@@ -313,12 +314,19 @@ def test_one_step_is_a_schedule(make):
 
 
 @given(schedules(max_T=50))
-def test_sigma2_names_the_two_choices(s):
-    """Section 3.2: σ_t² = β_t or β̃_t; another name is refused."""
+def test_sigma2_names_its_choices(s):
+    """Section 3.2: σ_t² = β_t or β̃_t; the authors' "fixedlarge" is β_t but for σ_1² =
+    β̃_2, which T = 1 has not; another name is refused.
+    """
     assert torch.equal(s.sigma2("beta"), s.beta)
     assert torch.equal(s.sigma2("beta_tilde"), s.beta_tilde)
-    with pytest.raises(ValueError, match="'beta' or 'beta_tilde', got 'fixed'"):
-        s.sigma2("fixed")
+    for name in ("fixed", "fixedlarge") if s.T == 1 else ("fixed",):
+        with pytest.raises(ValueError, match=f"'beta_tilde' or.*got '{name}' and T ="):
+            s.sigma2(name)
+    if s.T > 1:
+        authors = s.sigma2("fixedlarge")
+        assert float(authors[1]) == float(s.beta_tilde[2])
+        assert authors[2:].tolist() == s.beta[2:].tolist()
 
 
 @given(schedules(max_T=50))
@@ -461,7 +469,31 @@ def test_8_bit_pictures_are_refused(dtype):
         check_t(linear_schedule(), torch.ones(2).long(), torch.ones(2, 3, dtype=dtype))
 
 
-def test_on_a_device_the_range_is_left_to_the_look_up():
-    """Looking at t's values on a GPU would make the host wait: they are not read."""
+@pytest.mark.slow  # torch.compile takes seconds to wake up
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_compiled_a_wrong_step_stops_the_kernel(backend):
+    """In one graph, without a look at t: 1..T is taken, 0, -1 and T + 1 are refused.
+
+    The same line of `check_t` is what a GPU runs. Without it inductor reads -1 as T.
+    """
+    s, x = linear_schedule(50), torch.ones(2, 3)
+
+    def eq_7(t):
+        return q_posterior(s, x, x, t)[0]
+
+    compiled = torch.compile(eq_7, fullgraph=True, backend=backend)
+    t = torch.tensor([1, 50])
+    torch.testing.assert_close(compiled(t), eq_7(t))
+    for bad in (0, -1):
+        with pytest.raises(
+            RuntimeError, match=r"t must lie in 1\.\.50, got one below 1"
+        ):
+            compiled(torch.tensor([1, bad]))
+    with pytest.raises((RuntimeError, IndexError), match="out of"):
+        compiled(torch.tensor([1, 51]))
+
+
+def test_on_a_device_the_values_of_t_are_not_read():
+    """Looking at them on a GPU would make the host wait."""
     t = torch.zeros(3, dtype=torch.long, device="meta")
     check_t(linear_schedule(), t, torch.zeros(3, 2, device="meta"))

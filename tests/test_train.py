@@ -19,6 +19,7 @@ from tinyddpm.config import TrainConfig
 from tinyddpm.schedule import Schedule
 from tinyddpm.state import by_tenth
 from tinyddpm.train import EMA, fit, learning_rate
+from tinyddpm.unet import UNet
 
 from .strategies import seeds, share
 
@@ -260,9 +261,9 @@ def test_each_picture_goes_with_its_class(micro_batch):
 
     class Conditional(Net):
         def forward(self, x_t, t, c):
-            seen.append(
-                (10 * x_t.mean((1, 2, 3))).round().long().tolist() == c.tolist()
-            )
+            if self.training:
+                read = (10 * x_t.mean((1, 2, 3))).round().long()
+                seen.append(read.tolist() == c.tolist())
             return super().forward(x_t, t)
 
     def classes(n, generator):
@@ -394,6 +395,26 @@ def test_pictures_out_of_range_are_refused(value):
         trained(data=wrong)
 
 
+def test_a_network_that_does_not_fit_leaves_nothing_behind(tmp_path):
+    """Pictures that the network refuses, or answers in another shape, end the run
+    before there is a checkpoint that would stand in the way of the right one.
+    """
+
+    class Flat(Net):
+        def forward(self, x_t, t):
+            return super().forward(x_t, t).flatten(1)
+
+    odd = torch.zeros(CONFIG.batch, 2, 3, 2).double()
+    unet = UNet(2, 4, (1, 2), (), 0.0).double()
+    for net, batch, said in (
+        (unet, lambda n, g: (odd,), "multiples of 2.*3 x 2"),
+        (Flat(), draw, r"eps_theta.* the shape of x_t, \(1, 2, 2, 2\), got \(1, 8\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            fit(S, net, batch, CONFIG, None, tmp_path / "c.pt")
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_pictures_of_another_kind_or_number_are_refused():
     """8-bit pictures, or more than asked for: an error that says both figures."""
     with pytest.raises(ValueError, match=r"give 6 pictures.+uint8 \(6, 1, 2, 2\)"):
@@ -452,12 +473,14 @@ def test_out_of_memory_says_which_flag_to_lower(error):
     """The flag, its value now, and that the batch need not change."""
 
     def full(n, generator):
-        if generator is not None and n > 6:
-            raise error
-        return draw(n, generator)
+        raise error
 
     config = dataclasses.replace(CONFIG, micro_batch=3)
     message = "with 3 pictures at a time; give a lower --micro-batch.+batch stays 6"
+    with pytest.raises(torch.OutOfMemoryError, match=message):
+        trained(config, data=full)
+    config = dataclasses.replace(CONFIG, micro_batch=1)
+    message = "with 1 pictures at a time; give a lower --batch, or a narrower network"
     with pytest.raises(torch.OutOfMemoryError, match=message):
         trained(config, data=full)
     error = RuntimeError("something else")

@@ -142,6 +142,9 @@ def test_a_second_run_overwrites_nothing_and_resume_measures_again(tmp_path):
     once, again = (json.loads(x["figures.json"]) for x in (before, files_of(tmp_path)))
     for name in ("L_simple", "floor", "network", "oracle", "losses"):
         assert again[name] == once[name]
+    (tmp_path / "figures.json").write_text('{"seconds": 1.0, "lo')
+    with pytest.raises(ValueError, match=r"figures\.json is damaged"):
+        script.main([*TINY, "--out", str(tmp_path), "--resume"])
 
 
 @pytest.mark.parametrize(

@@ -502,6 +502,8 @@ def test_dtypes_and_classes_are_refused_by_name():
     net, (x, t) = small(num_classes=4), batch()
     with pytest.raises(ValueError, match=r"floating point.*uint8"):
         net(x.to(torch.uint8), t)
+    with pytest.raises(ValueError, match=r"dtype of the weights.*float64.*float32"):
+        net(x.float(), t)
     with pytest.raises(ValueError, match=r"t must be a LongTensor.*float64"):
         net(x, t.double())
     with pytest.raises(ValueError, match=r"c must be a LongTensor.*float64"):

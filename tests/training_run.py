@@ -114,24 +114,43 @@ def _child(
 
 
 def one_of_two(
-    rank: int, folder: Path, config: TrainConfig, dropout: float, sender: Connection
+    rank: int,
+    store: Path,
+    checkpoint: Path | None,
+    config: TrainConfig,
+    dropout: float,
+    sender: Connection,
 ) -> None:
-    """Process `rank` of two that train together in float64; sends what came out."""
+    """Process `rank` of two that train together in float64; sends what came out, or
+    the error that ended it."""
     warnings.simplefilter("error")
     torch.set_num_threads(1)
-    store = f"file://{folder / 'store'}"
-    dist.init_process_group("gloo", store, world_size=2, rank=rank)
-    losses, tensors = alone(config, dropout)
-    sender.send((losses, [p.tolist() for p in tensors]))  # numbers outlive the process
+    dist.init_process_group("gloo", f"file://{store}", world_size=2, rank=rank)
+    try:
+        losses, tensors = alone(config, dropout, checkpoint)
+    except (Exception, SystemExit) as error:
+        sender.send(error)
+    else:  # numbers outlive the process
+        sender.send((losses, [p.tolist() for p in tensors]))
     dist.destroy_process_group()
 
 
-def alone(config: TrainConfig, dropout: float) -> tuple[list[float], list[Tensor]]:
+def alone(
+    config: TrainConfig, dropout: float, checkpoint: Path | None = None
+) -> tuple[list[float], list[Tensor]]:
     """Trains in float64: the losses told, the weights and their average."""
     net, losses = network(dropout, torch.float64), []
 
     def draw64(n, generator):
         return tuple(x.double() for x in draw(n, generator))
 
-    ema = fit(linear_schedule(), net, draw64, config, lambda r: losses.append(r.loss))
+    ema = fit(
+        linear_schedule(),
+        net,
+        draw64,
+        config,
+        lambda r: losses.append(r.loss),
+        checkpoint,
+        resume=True,
+    )
     return losses, [p.detach() for n in (net, ema) for p in n.parameters()]

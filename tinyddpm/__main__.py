@@ -26,7 +26,6 @@ from .config import pick_device
 from .data import gradient_images
 from .pictures import grid, save_png, to_float, to_uint8
 from .readers import (
-    CIFAR10_FILES,
     CIFAR10_FOLDER,
     read_cifar10,
     read_cifar10_file,
@@ -71,7 +70,12 @@ def _flags() -> argparse.ArgumentParser:
     both = argparse.ArgumentParser(add_help=False)
     both.add_argument("checkpoint", help="written by a training script")
     both.add_argument("--weights", choices=list(WEIGHTS), default="ema")
-    both.add_argument("--sigma2", choices=["beta", "beta_tilde"], default="beta")
+    both.add_argument(
+        "--sigma2",
+        choices=["beta", "beta_tilde", "fixedlarge"],
+        default="beta",
+        help="σ_t²; fixedlarge is β_t but β̃_2 in eq. 13, as in the authors' code",
+    )
     both.add_argument("--clip", action="store_true", help="clamp x̂_0 to [-1, 1]")
     both.add_argument("--seed", type=int, default=0, help="of all randomness")
     both.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
@@ -129,16 +133,15 @@ def _read(args: argparse.Namespace, shape: tuple[int, ...]) -> Tensor:
         images = read_npy_images(path)
     elif path.suffix == ".bin":
         images, _ = read_cifar10_file(path)
-    elif (path / CIFAR10_FOLDER).is_dir() or (path / CIFAR10_FILES["test"][0]).exists():
+    elif (path / CIFAR10_FOLDER).is_dir() or any(path.glob("*.bin")):
         images, _ = read_cifar10(path, "test")
     elif path.is_dir():
         images, _, _ = read_image_folder(path, H)
     else:
         images = read_idx_images(path)
-    border = H - images.shape[2], W - images.shape[3]
-    if border[0] == border[1] > 0 and border[0] % 2 == 0:
-        print(f"{args.data}: {border[0] // 2} black pixels put around each picture")
-        images = pad(images, [border[0] // 2] * 4)
+    if images.shape[2:] == (28, 28) and (H, W) == (32, 32):  # (Fashion-)MNIST
+        print(f"{args.data}: 2 black pixels put around each picture")
+        images = pad(images, (2, 2, 2, 2))
     if images.shape[1:] != torch.Size(shape):
         raise ValueError(
             f"{args.checkpoint} is for pictures {tuple(shape)}, {args.data} holds "

@@ -48,7 +48,7 @@ class Writer:
         return self.n * PRECISION - math.log2(self.width)
 
     def message(self) -> bytes:
-        """The shortest number inside the interval, zeros at its end left out."""
+        """A number inside the interval, of as few bits as its width promises."""
         drop = self.width.bit_length() - 1  # 2^drop <= width: a multiple is inside
         length = self.n * PRECISION - drop
         number = -(-self.low >> drop)

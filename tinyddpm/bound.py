@@ -8,9 +8,10 @@ By eq. 11, μ_θ(x_t, t) = μ̃_t(x_t, x̂_0): the terms below take x̂_0 (eq. 1
 the network. Each is a sum over the D numbers of a picture, in nats, evaluated in
 float64; bits/dim is nats / (D ln 2).
 
-Two things differ from the authors' code, whose figures the paper prints. They clamp x̂_0
-to [-1, 1] before taking μ_θ of it: `clip=True` does so too. And their Φ in eq. 13 is
-approximate (`decoder.py` says how), where ours is exact.
+Three things differ from the authors' code, whose figures the paper prints. They clamp
+x̂_0 to [-1, 1] before taking μ_θ of it: `clip=True` does so too. Their σ_1² in eq. 13 is
+β̃_2: `sigma2="fixedlarge"` has it. And their Φ there is approximate, where ours is exact
+(`decoder.py` says what the last two are worth).
 """
 
 import math
@@ -30,15 +31,16 @@ from .schedule import Schedule, at, check_t
 class Bound(NamedTuple):
     """Eq. 5 by its terms, in bits/dim for each picture, float64.
 
-    If t was sampled, each entry is an unbiased estimate of what it stands for: columns
-    that were not drawn are 0, the others count for them.
+    If t was sampled, total and each entry of L_tm1 are unbiased estimates of what they
+    stand for: columns that were not drawn are 0, the others count for them.
 
     Attributes:
         L_T: (N,).
         L_tm1: (N, T + 1), L_tm1[:, t] is L_{t-1} for t = 2..T, else 0.
         L_0: (N,).
         total: (N,), their sum: an upper bound of -log2 p_θ(x_0) / D.
-        mse: (N, T + 1), mse[:, t] = ‖x_0 - x̂_0(x_t)‖² / D for t = 1..T, x in [-1, 1].
+        mse: (N, T + 1), mse[:, t] = ‖x_0 - x̂_0(x_t)‖² / D for t = 1..T, x in [-1, 1];
+            nan where t was not drawn, 0 at t = 0.
     """
 
     L_T: Tensor
@@ -83,17 +85,22 @@ def L_tm1(
         x_0: data in [-1, 1], (B, ...).
         t: (B,), 2..T.
         x_0_hat: the network's eq. 15 from x_t ~ q(x_t|x_0), the shape of x_0.
-        sigma2: σ_t², "beta" or "beta_tilde".
+        sigma2: σ_t², as `Schedule.sigma2` names it.
     Returns: (B,), nats, float64.
     """
     check_t(s, t, x_0, first=2)
     _same_shape("x_0_hat", x_0_hat, "x_0", x_0)
-    one = t.double()  # an item is one number here: all tables (B,)
-    beta, alpha_bar = at(s.beta, t, one), at(s.alpha_bar, t, one)
-    c_0 = at(s.alpha_bar, t - 1, one).sqrt() * beta / (1 - alpha_bar)
-    beta_tilde, sigma2_t = at(s.beta_tilde, t, one), at(s.sigma2(sigma2), t, one)
-    C = x_0[0].numel() * gaussian_kl(one, beta_tilde, one, sigma2_t)
-    return c_0**2 * _squared_error(x_0, x_0_hat) / (2 * sigma2_t) + C
+    return _L_tm1(s, _squared_error(x_0, x_0_hat), x_0[:1].numel(), t, sigma2)
+
+
+def _L_tm1(s: Schedule, error: Tensor, D: int, t: Tensor, sigma2: str) -> Tensor:
+    """`L_tm1` from ‖x_0 - x̂_0‖², (B,), whose shape the tables take."""
+    beta, alpha_bar = at(s.beta, t, error), at(s.alpha_bar, t, error)
+    c_0 = at(s.alpha_bar, t - 1, error).sqrt() * beta / (1 - alpha_bar)
+    beta_tilde, sigma2_t = at(s.beta_tilde, t, error), at(s.sigma2(sigma2), t, error)
+    same_mean = torch.zeros_like(error)
+    C = D * gaussian_kl(same_mean, beta_tilde, same_mean, sigma2_t)
+    return c_0**2 * error / (2 * sigma2_t) + C
 
 
 def L_0(s: Schedule, x_0: Tensor, x_0_hat: Tensor, sigma2: str = "beta") -> Tensor:
@@ -127,10 +134,11 @@ def bits_per_dim(
     Args:
         s: the schedule.
         eps_theta: the network; it is asked for N T pictures, N (draws + 1) if t is
-            sampled. It runs in eval mode and is left as it was found.
+            sampled. An nn.Module runs in eval mode and is left as it was found; of a
+            function's modules nothing is known: call eval() on them first.
         x_0: 8-bit pictures in [-1, 1], (N, ...).
         generator: source of every ε and t, on x_0's device; None is torch's own.
-        sigma2: σ_t², "beta" or "beta_tilde"; σ_1² is `decoder.sigma2_1`.
+        sigma2: σ_t², as `Schedule.sigma2` names it; σ_1² is `decoder.sigma2_1`.
         clip: clamp x̂_0 to [-1, 1], as the authors' code does and the paper does not
             say; published figures have it. No L_{t-1} rises by it: x_0 is inside.
         draws: estimate the sum over t > 1 without bias from this many t for each
@@ -145,14 +153,17 @@ def bits_per_dim(
     s, to_bits = s.to(x_0.device), 1 / (level[0].numel() * math.log(2))
     t, weight = _draw_t(s, x_0, draws, generator)
     terms = torch.zeros(len(x_0), s.T + 1, dtype=torch.float64, device=x_0.device)
-    mse, seen = torch.zeros_like(terms), 0
-    for first, i, t_i, w in _chunks(t, weight, chunk):
-        nats, error = _terms(s, eps_theta, x_0[i], t_i, first, generator, sigma2, clip)
-        terms.index_put_((i, t_i), w * to_bits * nats, accumulate=True)
-        mse.index_put_((i, t_i), w * error, accumulate=True)
-        seen += len(i)
-        if progress is not None:
-            progress(seen, t.numel())
+    mse, seen = torch.full_like(terms, math.nan), 0
+    mse[:, 0] = 0
+    with _evaluating(eps_theta), torch.no_grad():
+        for first, i, t_i, w in _chunks(t, weight, chunk):
+            x_i = x_0[i]
+            nats, error = _terms(s, eps_theta, x_i, t_i, first, generator, sigma2, clip)
+            terms.index_put_((i, t_i), w * to_bits * nats, accumulate=True)
+            mse[i, t_i] = error
+            seen += len(i)
+            if progress is not None:
+                progress(seen, t.numel())
     at_T, at_0 = to_bits * L_T(s, x_0), terms[:, 1].clone()
     terms[:, 1] = 0
     return Bound(at_T, terms, at_0, at_T + terms.sum(1) + at_0, mse)
@@ -207,14 +218,12 @@ def _terms(
 ) -> tuple[Tensor, Tensor]:
     """One call of the network: L_{t-1} (L_0 if `first`) in nats and x̂_0's mse, (B,)."""
     x_t = q_sample(s, x_0, t, _randn_like(x_0, generator))
-    with _evaluating(eps_theta), torch.no_grad():
-        eps_hat = eps_theta(x_t, t)
-    x_0_hat = predict_x_0(s, x_t.double(), t, eps_hat)
+    x_0_hat = predict_x_0(s, x_t.double(), t, eps_theta(x_t, t))
     x_0_hat = x_0_hat.clamp(-1, 1) if clip else x_0_hat
-    mse = _squared_error(x_0, x_0_hat) / x_0[0].numel()
+    error, D = _squared_error(x_0, x_0_hat), x_0[0].numel()
     if first:
-        return L_0(s, x_0, x_0_hat, sigma2), mse
-    return L_tm1(s, x_0, t, x_0_hat, sigma2), mse
+        return L_0(s, x_0, x_0_hat, sigma2), error / D
+    return _L_tm1(s, error, D, t, sigma2), error / D
 
 
 def rate_distortion(bound: Bound) -> tuple[Tensor, Tensor]:
@@ -223,14 +232,14 @@ def rate_distortion(bound: Bound) -> tuple[Tensor, Tensor]:
     rate[t] = L_T + Σ_{s>t} L_{s-1}, bits/dim; distortion[t] = 127.5 √E‖x_0 - x̂_0‖²/D,
     the root mean square error on the scale 0..255 over all pictures. x_t is held after
     T - t + 1 reverse steps of table 4. At t = 0 the rate is the whole bound and the
-    error 0.
+    error 0. If t was sampled, the error is of the pictures that drew t, nan where none.
 
     Returns: rate, distortion: (T + 1,) each, means over the pictures of the bound.
     """
     sent = bound.L_tm1.mean(0)
     sent[1] = bound.L_0.mean()
     later = sent.flip(0).cumsum(0).flip(0) - sent  # Σ_{s>t}
-    return bound.L_T.mean() + later, 127.5 * bound.mse.mean(0).sqrt()
+    return bound.L_T.mean() + later, 127.5 * bound.mse.nanmean(0).sqrt()
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -11,16 +11,20 @@ q/p, and sends its number (minimal random coding: Harsha et al. 2007, Havasi et 
 is the same, but early candidates win more often, so that a Zipf code for the winner's
 number costs about KL + log2(KL + 1) + 1 bits in place of log2 K.
 
-K must be far above 2^KL, so a step of many bits is too large for one race. Both
-Gaussians of a step are diagonal: its numbers are split into blocks of about 8 bits, and
-each is raced for itself. A race takes 1 to 5 bits more than its KL, half a bit where
-the KL is near 0: a few large steps cost less than many small ones. x_0 given x_1 is a
-discrete law (eq. 13), and coded exactly, at -log2 p.
+K must be far above 2^KL, or what is picked falls short of q, towards p: under q the
+number log2 q/p varies by about 1.7 √KL around the KL, so that KL = 4 bits takes 2^15
+candidates to hold all but a thousandth of q. More bits than that are too many for one
+race. Both Gaussians of a step are diagonal: its numbers are split into blocks of 2 to 4
+bits, and each is raced for itself. That is the price: a block takes about 3 bits more
+than its KL (half a bit where the KL is near 0), so that a few large steps cost less
+than many small ones. x_0 given x_1 is a discrete law (eq. 13), and coded exactly, at
+-log2 p.
 
 The receiver has the message, the seed, the network and the shape. It must compute the
 sender's very floats: same machine, same version, same number of threads; both ask the
-network for one picture at a time. x_0 arrives exactly, whatever the network: where it
-is bad, or a block has more bits than its race can carry, later steps only cost more.
+network for one picture at a time. x_0 arrives exactly, whatever the network, as long as
+its answers are finite: where it is bad, or a block has more bits than its race can
+carry, later steps only cost more.
 """
 
 import math
@@ -39,8 +43,8 @@ from .pictures import to_float
 from .sampler import EpsTheta, _evaluating, predict_x_0
 from .schedule import Schedule, at
 
-BLOCK = 8  # bits of KL that one race carries at most
-SPARE = 8  # a race for b bits has 2^(b + 8) candidates
+BLOCK = 4  # bits of KL that one race carries at most
+SPARE = 11  # a race for b bits has 2^(b + 11) candidates: 3 · 1.7 √4 is 10.2
 RUN = 4096  # candidates in memory at a time
 KINDS = 24  # a step's KL is rounded up to 2^(kind - 6) bits, kind = 0..23
 
@@ -75,7 +79,7 @@ def send(
         eps_theta: the network, called T times.
         x_0: one 8-bit picture in [-1, 1], (1, ...), on the CPU, as is the network.
         seed: of the randomness that the receiver shares.
-        sigma2: σ_t², "beta" or "beta_tilde"; σ_1² as `decoder.sigma2_1` reads it.
+        sigma2: σ_t², as `Schedule.sigma2` names it; σ_1² is `decoder.sigma2_1`.
     Returns: the message, and what each of its T + 1 steps sent and cost.
     """
     if len(x_0) != 1:

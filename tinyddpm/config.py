@@ -7,6 +7,7 @@ script (each subclasses `TrainConfig`), and what they do (`train.py`).
 
 import argparse
 import dataclasses
+import math
 import types
 import typing
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -48,10 +49,16 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("warmup", "lr", "clip", "lr_end"):
+        for name in ("warmup", "lr", "lr_end"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, got {value}")
+        if not self.clip > 0:
+            raise ValueError(
+                f"clip must be above 0 (inf clips nothing), got {self.clip}"
+            )
+        if not 0 <= self.seed < 2**62:
+            raise ValueError(f"seed must lie in 0..2^62 - 1, got {self.seed}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
         if self.save_every % self.log_every:

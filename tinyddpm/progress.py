@@ -65,8 +65,14 @@ class Progress:
             "losses": [],  # [step, L_simple, its mean in each tenth of t]
         }
         if resume and self._path.exists():
-            kept = json.loads(self._path.read_text(encoding="utf-8"))
-            self.figures |= {key: kept[key] for key in ("seconds", "losses")}
+            try:
+                kept = json.loads(self._path.read_text(encoding="utf-8"))
+                self.figures |= {key: kept[key] for key in ("seconds", "losses")}
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{self._path} is damaged ({error}); move it away, and the figures "
+                    f"begin anew where the checkpoint goes on"
+                ) from error
         self.before = float(self.figures["seconds"])
         # no thread of tqdm's own: it would outlive a fork, and a bar needs none
         tqdm.monitor_interval = 0
@@ -97,7 +103,9 @@ class Progress:
 
     def _by_tenth(self, r: Record) -> str:
         def row(name: str, values: list[float]) -> str:
-            return f"{name:>24}" + "".join(f"{x:7.4f}" for x in values)
+            return f"{name:>24}" + "".join(
+                f"{x:8.4f}" if x == x else f"{'-':>8}" for x in values
+            )
 
         lines = [row(f"step {r.step}: {r.loss:.4f} =", r.by_tenth)]
         if self.floor is not None:

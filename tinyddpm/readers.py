@@ -189,6 +189,11 @@ def _read_npy(path: str | Path) -> Tensor:
     header = _NPY_HEADER.fullmatch(data[8 + width : first])
     dtype = _NPY_DTYPES.get(header[1]) if header else None
     if header is None or dtype is None:
+        if b"'|O'" in data[8 + width : first]:
+            raise ValueError(
+                f"{path} holds Python objects, which take a pickle to read; none is "
+                f"opened here: save it as an array of numbers"
+            )
         raise ValueError(
             f"{path} has the header {data[8 + width : first][:100]!r}, expected an "
             f"array of uint8, float32 or float64 as numpy.save writes it"

@@ -16,7 +16,8 @@ def table(bound: Bound, every_t: bool = True) -> str:
     """Eq. 5 in the order that Algorithm 3 sends it, the sum over t > 1 by tenths of t.
 
     After each tenth: the rate by then, and the RMSE of what its receiver sees (on the
-    scale 0..255; left out unless `every_t` was asked for).
+    scale 0..255; left out unless `every_t` was asked for). Where t was sampled, a tenth
+    of which none was drawn shows a dash: what the others are worth counts for it.
     """
     T = bound.mse.shape[1] - 1
     rate, distortion = rate_distortion(bound)
@@ -36,7 +37,11 @@ def table(bound: Bound, every_t: bool = True) -> str:
         low, high = T * tenth // 10 + 1, T * (tenth + 1) // 10
         low = max(low, 2)  # at t = 1 it is L_0
         if low <= high:
-            line(f"  t = {high}..{low}", bound.L_tm1[:, low : high + 1].sum(1), low - 1)
+            name, part = f"  t = {high}..{low}", slice(low, high + 1)
+            if bound.mse[:, part].isnan().all():  # no t of it was drawn
+                lines.append(f"{name:24}{'-':>10}{'-':>10}")
+            else:
+                line(name, bound.L_tm1[:, part].sum(1), low - 1)
     line("sum of L_{t-1}, t > 1", bound.L_tm1.sum(1))
     line("L_0", bound.L_0, 0)
     line("total, >= -log2 p(x_0)/D", bound.total)

@@ -70,14 +70,26 @@ def p_step(
         x_t: (B, ...).
         t: (B,), 1..T.
         z: N(0, I), the shape of x_t.
-        sigma2: σ_t², "beta" or "beta_tilde" (section 3.2).
+        sigma2: σ_t², as `Schedule.sigma2` names it (section 3.2).
         clip: clamp x̂_0 to [-1, 1] and take eq. 7's mean of it. The paper does not say
             so, the authors' code does; it keeps a poor network's pictures in range.
     Returns: x_{t-1}, (B, ...).
     """
     check_t(s, t, x_t)
     _same_shape("z", z, "x_t", x_t)
-    eps_hat = eps_theta(x_t, t)
+    return _x_tm1(s, x_t, t, eps_theta(x_t, t), z, sigma2, clip)
+
+
+def _x_tm1(
+    s: Schedule,
+    x_t: Tensor,
+    t: Tensor,
+    eps_hat: Tensor,
+    z: Tensor,
+    sigma2: str,
+    clip: bool,
+) -> Tensor:
+    """`p_step` once the network has answered."""
     if clip:
         x_0_hat = predict_x_0(s, x_t, t, eps_hat).clamp(-1, 1)
         mu_theta, _ = q_posterior(s, x_t, x_0_hat, t)
@@ -101,7 +113,9 @@ def p_sample_loop(
 
     Args:
         s: the schedule.
-        eps_theta: the network, called exactly T times, with t = T..1.
+        eps_theta: the network, called exactly T times, with t = T..1. An nn.Module
+            runs in eval mode and is left as it was found; of a function's modules
+            nothing is known: call eval() on them first.
         x_T: N(0, I), (B, ...).
         generator: source of every z, on x_T's device; None is torch's own.
         sigma2, clip: as in `p_step`.
@@ -122,16 +136,15 @@ def sample(
 ) -> Tensor:
     """Algorithm 2: x_T ~ N(0, I), then T reverse steps; returns x_0
 
-    A network (nn.Module) runs in eval mode and is left as it was found.
-
     Args:
         s: the schedule.
-        eps_theta: the network.
+        eps_theta: the network, as in `p_sample_loop`.
         shape: of the batch, (B, ...).
         generator: source of x_T and every z; None is torch's own.
         sigma2, clip: as in `p_step`.
         device: where to sample; by default the generator's, else the network's.
-    Returns: x_0, float32, mean of the last step without noise, not clamped.
+    Returns: x_0, float32 (`p_sample_loop` takes any dtype of x_T), the mean of the last
+        step without noise, not clamped.
     """
     device = device or _device(eps_theta, generator)
     x_T = torch.randn(shape, generator=generator, device=device)
@@ -153,8 +166,9 @@ def interpolate(
 
     x_t, x'_t ~ q(.|x_0), q(.|x'_0). The paper prints x_0 and x'_0 in the mixture;
     the sentence around it means x_t and x'_t (mixing clean pictures would be a
-    cross-fade). As in the paper, x_t, x'_t and the noise of the reverse process are
-    shared by every λ, so that λ alone moves the picture.
+    cross-fade). As in the paper, x_t and x'_t are the same for every λ. So is the noise
+    of the reverse process here: λ alone moves the picture. Between the ends the mixture
+    has less noise than eq. 4 gives x_t, (1-λ)² + λ² of its variance: half at λ = 1/2.
 
     Args:
         s: the schedule.
@@ -202,8 +216,7 @@ def _p_loop_from(
             x_0_hat = predict_x_0(s, x, t, eps_hat)
             z = _randn_like(x[: len(x) // shared], generator)
             z = z.repeat(shared, *[1] * (x.ndim - 1))
-            # The network was asked above; both formulas read its one answer.
-            x_tm1 = p_step(s, lambda *_, e=eps_hat: e, x, t, z, sigma2, clip)
+            x_tm1 = _x_tm1(s, x, t, eps_hat, z, sigma2, clip)
         yield step, x, x_0_hat.clamp(-1, 1) if clip else x_0_hat
         x = x_tm1
     yield 0, x, x

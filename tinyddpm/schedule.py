@@ -1,8 +1,8 @@
 """The variance schedule β_1..β_T and the tables that follow from it (sections 2, 4).
 
-What lives here: the tables β_t, α_t, ᾱ_t, β̃_t, the three schedules of the authors'
-code, and the one function that indexes a table with a batch of steps. What does not:
-any formula with an x in it (`forward.py`, `sampler.py`).
+What lives here: the tables β_t, α_t, ᾱ_t, β̃_t, the three schedules that section 4
+chose among, and the one function that indexes a table with a batch of steps. What does
+not: any formula with an x in it (`forward.py`, `sampler.py`).
 
 Index convention. t is the paper's t, 1..T, everywhere. Tables have T + 1 entries, with
 β_0 = 0 and α_0 = ᾱ_0 = 1 (x_0 is data without noise), so that ᾱ_{t-1} is
@@ -66,12 +66,20 @@ class Schedule:
         """σ_t² of section 3.2 as a table (T + 1,): "beta" is β_t, "beta_tilde" is β̃_t.
 
         The first is the best choice for x_0 ~ N(0, I), the second for a single x_0.
+        "fixedlarge" is what the authors' code does under that name for the first: β_t,
+        but β̃_2 at t = 1. Only eq. 13 sees the difference (`decoder.py`): the last step
+        of Algorithm 2 adds no noise.
         """
         if choice == "beta":
             return self.beta
         if choice == "beta_tilde":
             return self.beta_tilde
-        raise ValueError(f"sigma2 must be 'beta' or 'beta_tilde', got {choice!r}")
+        if choice == "fixedlarge" and self.T > 1:
+            return torch.cat([self.beta[:1], self.beta_tilde[2:3], self.beta[2:]])
+        raise ValueError(
+            f"sigma2 must be 'beta', 'beta_tilde' or, for T >= 2, 'fixedlarge', got "
+            f"{choice!r} and T = {self.T}"
+        )
 
     def to(self, device: torch.device | str) -> "Schedule":
         """The same schedule with its tables on another device."""
@@ -172,9 +180,9 @@ def constant_schedule(T: int = 1000, beta: float | None = None) -> Schedule:
 def check_t(s: Schedule, t: Any, x: Tensor, first: int = 1) -> None:
     """Refuses t unless it is a LongTensor of shape (B,), in first..T, beside x.
 
-    On a GPU the range is left to `at`, whose index_select stops the kernel below 0 and
-    above T: looking at the values here would make the host wait at every step. A step
-    in 0..first - 1 goes unseen there.
+    On a GPU, and where this is compiled, to look at the values would make the host
+    wait, or break the graph. There the kernel is told to stop below `first`; above T
+    `at` stops it. (Compiled, `at` alone would read -1 as T.) Tried on a CPU only.
     """
     if not x.is_floating_point():
         raise ValueError(
@@ -189,7 +197,10 @@ def check_t(s: Schedule, t: Any, x: Tensor, first: int = 1) -> None:
             f"t must have shape (B,), one step for each of the B items of a batch of "
             f"shape {tuple(x.shape)}, got {tuple(t.shape)}"
         )
-    if t.device.type == "cpu" and len(t) > 0:
+    if t.device.type != "cpu" or torch.compiler.is_compiling():
+        message = f"t must lie in {first}..{s.T}, got one below {first}"
+        torch._assert_async((t >= first).all(), message)
+    elif len(t) > 0:
         low, high = int(t.min()), int(t.max())
         if low < first or high > s.T:
             raise ValueError(f"t must lie in {first}..{s.T}, got {low}..{high}")
@@ -198,7 +209,7 @@ def check_t(s: Schedule, t: Any, x: Tensor, first: int = 1) -> None:
 def at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
     """table[t] shaped (B, 1, ..., 1) to multiply `like` (B, ...); stays float64.
 
-    Formulas are evaluated in float64 and rounded once, at their end, to the data's
+    Each formula is evaluated in float64 and rounded once, at its end, to the data's
     dtype: in float32, 1 - ᾱ_1 = 1e-4 would already be wrong in its fourth digit.
     index_select refuses -1, which plain indexing would read as T.
     """

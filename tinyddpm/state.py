@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .checkpoint import Checkpoint, load_checkpoint, refuse_another_run, save_checkpoint
 from .config import TrainConfig
-from .runtime import any_process, gather, rank, wait_for_all, world
+from .runtime import any_process, gather, rank, wait_for_all
 from .schedule import Schedule
 
 
@@ -83,7 +83,15 @@ class State:
             )
         if exists:
             self._restore(load_checkpoint(self.path))
-        wait_for_all()  # before the file that the others looked for is made
+            _tell(f"going on from step {self.step} of {self.config.steps}")
+        elif resume:
+            _tell(f"there is no {self.path} to go on from: starting at step 0")
+        steps = gather(torch.tensor([self.step]))  # before the file looked for is made
+        if bool((steps != self.step).any()):
+            raise ValueError(
+                f"the processes found {self.path} at different steps, {steps.tolist()} "
+                f"(0 where there is none); give a folder that they all share"
+            )
         if not exists:
             self._save()
 
@@ -96,14 +104,13 @@ class State:
     ) -> None:
         """Looks, saves and tells when it is time, and leaves if a signal came.
 
-        Several processes must leave at the same step, so they agree when they look.
+        Several processes must leave at the same step, so they agree on it after each.
         """
         self.step, last = step, step == self.config.steps
-        stop = bool(caught) and world() == 1
+        stop = any_process(bool(caught))
         if not (stop or last or step % self.config.log_every == 0):
             return
         loss, tenths = self._look()
-        stop = any_process(bool(caught), self.s.beta.device)
         saves = stop or last or step % self.config.save_every == 0
         if saves:
             self._save()
@@ -111,8 +118,7 @@ class State:
             log(Record(step, loss, tenths, self.ema, saves))
         if stop and not last:
             wait_for_all()
-            if rank() == 0:
-                print(f"stopped after step {step}; {self._where()}", file=sys.stderr)
+            _tell(f"stopped after step {step}; {self._where()}")
             raise SystemExit(128 + (caught or [15])[0])
 
     def _look(self) -> tuple[float, list[float]]:
@@ -159,14 +165,20 @@ class State:
         )
 
     def _save(self) -> None:
-        if self.path is None or rank() != 0:
+        if self.path is None:
             return
         try:
-            save_checkpoint(self.path, self._snapshot())
+            if rank() == 0:
+                save_checkpoint(self.path, self._snapshot())
         except OSError as error:
+            then = (
+                f"{self._where()}; make room, and go on with --resume"
+                if self.saved >= 0
+                else "give a folder that can be written and has room"
+            )
             raise OSError(
                 f"the checkpoint of step {self.step} could not be written ({error}); "
-                f"{self._where()}; make room, and go on with --resume"
+                f"{then}"
             ) from error
         self.saved = self.step
 
@@ -185,3 +197,8 @@ class State:
             for name in ("exp_avg", "exp_avg_sq"):
                 kept[name] = torch.empty_like(p).copy_(kept[name])
         self.step = self.saved = found.step
+
+
+def _tell(what: str) -> None:
+    if rank() == 0:
+        print(what, file=sys.stderr)

@@ -5,8 +5,10 @@ network (`mlp.py`, `unet.py`), the pictures (`data.py`), settings and flags
 (`config.py`), what is saved and told (`state.py`, `checkpoint.py`), and what only makes
 the loop fast or hard to kill (`runtime.py`).
 
-Randomness is a function of (seed, step) alone: a run that is killed and resumed is bit
-for bit the run that was not, and no state of a random generator is ever stored.
+Randomness is a function of (seed, step) alone, and no state of a random generator is
+ever stored: a run that is killed and resumed draws what it would have drawn. On a CPU
+it is bit for bit the run that was not killed. On a GPU no deterministic kernels are
+asked for: a sum may round otherwise each time, and the difference grows with the steps.
 """
 
 import copy
@@ -23,7 +25,7 @@ from .config import TrainConfig
 from .data import Draw
 from .forward import _same_shape, q_sample
 from .runtime import as_a_run, faster, parts, random_seed, seed_masks, world
-from .sampler import EpsTheta
+from .sampler import EpsTheta, _evaluating
 from .schedule import Schedule, at, check_t
 from .state import Record, State
 
@@ -62,7 +64,7 @@ def weight(s: Schedule, t: Tensor, sigma2: str = "beta") -> Tensor:
     Args:
         s: the schedule.
         t: (B,), 1..T; from 2 with sigma2 = "beta_tilde", since β̃_1 = 0.
-        sigma2: σ_t², "beta" or "beta_tilde".
+        sigma2: σ_t², as `Schedule.sigma2` names it.
     Returns: (B,), float64, nats.
     """
     like = t.double()
@@ -133,12 +135,12 @@ def fit(
     eps_theta = faster(net, config.bf16, config.channels_last, config.compile)
     ema = EMA(net, config.ema)
     optimiser = Adam(net.parameters(), config.lr, fused=True)
-    shape = _picture_shape(draw(B, Generator(device)), B)
-    state = State(s, net, ema.net, optimiser, config, shape, checkpoint)
-    state.begin(resume)
-    net.train()
     catch = checkpoint is not None
     with as_a_run(device, B, config.micro_batch, catch) as caught:
+        shape = _first_batch(net, draw(B, Generator(device)), B)
+        state = State(s, net, ema.net, optimiser, config, shape, checkpoint)
+        state.begin(resume)
+        net.train()
         for step, x_t, t, eps, c in _lines_2_to_4(s, draw, config, state):
             for i in pieces:  # this process's share of the batch
                 eps_hat = eps_theta(x_t[i], t[i], *(y[i] for y in c))
@@ -181,9 +183,10 @@ def _lines_2_to_4(
                 yield step, x_t[i], t[i], eps[i], [y[i] for y in c]
 
 
-def _picture_shape(batch: tuple[Tensor, ...], B: int) -> tuple[int, ...]:
-    """(C, H, W), or a refusal: data that are off are off from the first batch on."""
-    x_0 = batch[0]
+def _first_batch(net: nn.Module, batch: tuple[Tensor, ...], B: int) -> tuple[int, ...]:
+    """(C, H, W), or a refusal: data that are off, or do not fit the network, are so
+    from the first batch on, and are told before anything is written."""
+    x_0, *c = batch
     if not x_0.is_floating_point() or len(x_0) != B:
         raise ValueError(
             f"draw({B}, generator) must give {B} pictures as floating point, got "
@@ -194,4 +197,8 @@ def _picture_shape(batch: tuple[Tensor, ...], B: int) -> tuple[int, ...]:
             f"pictures must lie in [-1, 1], got {float(x_0.min()):g} to "
             f"{float(x_0.max()):g}; to_float scales 8-bit pictures"
         )
+    with _evaluating(net), torch.no_grad():
+        t = torch.ones(1, dtype=torch.long, device=x_0.device)
+        eps_hat = net(x_0[:1], t, *(y[:1] for y in c))
+    _same_shape("eps_theta(x_t, t)", eps_hat, "x_t", x_0[:1])
     return tuple(x_0.shape[1:])

@@ -248,6 +248,11 @@ class UNet(nn.Module):
                 f"x must be floating point, of shape (B, {self.in_channels}, H, W); "
                 f"got {x.dtype}, shape {tuple(x.shape)}"
             )
+        if x.dtype != self.conv_in.weight.dtype:
+            raise ValueError(
+                f"x must have the dtype of the weights, {self.conv_in.weight.dtype}, "
+                f"got {x.dtype}"
+            )
         height, width = x.shape[2:]
         if height < 1 or width < 1 or height % self.factor or width % self.factor:
             raise ValueError(
