@@ -17,54 +17,39 @@ from typing import Annotated
 
 import torch
 import torch.distributed as dist
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from tinyddpm.config import TrainConfig, flags, from_flags, pick_device
+from tinyddpm.config import pick_device
 from tinyddpm.data import drawer
 from tinyddpm.download import download_cifar10
 from tinyddpm.pictures import grid, save_png, to_uint8
 from tinyddpm.progress import Progress, errors_as_sentences
 from tinyddpm.readers import read_cifar10, read_cifar10_file
-from tinyddpm.runtime import autocast, join, rank, wait_for_all
+from tinyddpm.runtime import join, rank, wait_for_all
 from tinyddpm.sampler import sample
 from tinyddpm.schedule import linear_schedule
+from tinyddpm.scripts import PictureConfig, command_line, sampling
 from tinyddpm.state import Record
 from tinyddpm.train import fit
 from tinyddpm.unet import UNet
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig):
-    """Settings beside those of Algorithm 1, which `TrainConfig` lists."""
+class Config(PictureConfig):
+    """Settings beside those that all scripts on pictures share."""
 
     data: Annotated[str, "folder of cifar-10-batches-bin, or a .bin file"] = "data"
     out: Annotated[str, "folder for what is written"] = "out/cifar"
-    device: Annotated[str, "auto, cpu, cuda or cuda:<number>"] = "auto"
-    T: Annotated[int, "steps of the forward process (section 4)"] = 1000
-    base: Annotated[int, "channels at 32x32 (App. B)"] = 128
-    multipliers: Annotated[tuple[int, ...], "channels in bases (App. B)"] = (1, 2, 2, 2)
-    attention: Annotated[tuple[int, ...], "levels with attention, 0 is 32x32"] = (1,)
-    dropout: Annotated[float, "in every block (App. B)"] = 0.1
     flip: Annotated[bool, "mirror every other picture (App. B)"] = True
-    samples: Annotated[int, "pictures in a grid"] = 64
     sample_every: Annotated[int, "steps between grids of samples"] = 25_000
-    clip_x_0: Annotated[bool, "clamp x̂_0 in samples (authors' code)"] = False
 
-    may_change = (
-        *TrainConfig.may_change,
-        *("out", "device", "samples", "sample_every", "clip_x_0"),
-    )
+    may_change = (*PictureConfig.may_change, "sample_every")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 1 or self.sample_every < 1:
+        if self.sample_every < 1 or self.sample_every % self.log_every:
             raise ValueError(
-                f"samples and sample_every must be at least 1, got {self.samples} and "
-                f"{self.sample_every}"
-            )
-        if self.sample_every % self.log_every:
-            raise ValueError(
-                f"sample_every must be a multiple of log_every, got "
+                f"sample_every must be a positive multiple of log_every, got "
                 f"{self.sample_every} and {self.log_every}"
             )
 
@@ -78,12 +63,8 @@ SMOKE = Config(
 
 
 def main(argv: list[str]) -> None:
-    parser = flags(SMOKE if "--smoke" in argv else Config(), __doc__ or "")
-    parser.add_argument("--smoke", action="store_true", help="defaults for a short run")
-    parser.add_argument("--download", action="store_true", help="fetch CIFAR-10 first")
-    parser.add_argument("--resume", action="store_true", help="go on from --out")
-    args = parser.parse_args(argv)
-    c = from_flags(Config, args)
+    more = {"--download": "fetch CIFAR-10 first"}
+    c, args = command_line(argv, __doc__, Config(), {"--smoke": SMOKE}, more)
     device, restarted = join(pick_device(c.device), Path(c.out) / "checkpoint.pt")
     if args.download and rank() == 0:
         download_cifar10(c.data)
@@ -123,8 +104,7 @@ def train(c: Config, net: nn.Module, images: Tensor, resume: bool) -> None:
     def log(r: Record) -> None:
         progress(r)
         if r.step % c.sample_every == 0 or r.step == c.steps:
-            generator = Generator(images.device).manual_seed(c.seed)
-            with autocast(images.device, c.bf16):
+            with sampling(c, images.device) as generator:
                 shape = (c.samples, 3, 32, 32)
                 x_0 = sample(s, r.ema, shape, generator, clip=c.clip_x_0)
             save_png(out / f"step-{r.step:06}.png", grid(to_uint8(x_0)))

@@ -13,7 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from tests.mistakes import MISTAKES
 from tinyddpm.progress import Progress, errors_as_sentences
@@ -61,7 +61,7 @@ def flowers(example, tmp_path):
         folder.mkdir(parents=True)
         pixels = rng.integers(0, 256, (*size, 3), np.uint8)
         Image.fromarray(pixels).save(folder / "a.jpg")
-    flags = ["--size", "16", "--levels", "1"]
+    flags = ["--size", "16", "--attention", "1"]
     return example("train_flowers"), ["--data", str(tmp_path / "photos"), *flags]
 
 
@@ -91,8 +91,11 @@ def test_a_run_leaves_its_pictures_figures_and_checkpoint(name, request, tmp_pat
         assert grid.size == (columns * (side + 2) + 2, rows * (side + 2) + 2)
         assert np.ptp(np.asarray(grid)[2:-2, 2:66]) > 0  # not all one colour
     if name == "sprites":
+        # x_24, ..., x_1 for 4 s / 25 each, x_0 for 2 s; equal ones in a row are one
         with Image.open(out / "reverse.gif") as gif:
-            assert gif.n_frames == 25  # x_24, ..., x_0
+            times = [f.info["duration"] for f in ImageSequence.Iterator(gif)]
+        assert sum(times) == 24 * 160 + 2000
+        assert times[-1] >= 2000
 
 
 def test_a_killed_run_goes_on_and_no_run_is_overwritten(sprites, tmp_path, monkeypatch):
@@ -132,82 +135,105 @@ def test_fashion_is_padded_not_resized(suffix, example, tmp_path):
     assert int(x.long().sum()) == int(pictures.sum())  # all else is 0
 
 
-def test_the_class_is_left_out_as_often_as_asked(example):
-    """Every picture keeps its class or gets `none`, with the probability given."""
-    leave_out = example("train_sprites").sometimes_without_class
-    x_0, c, n = torch.zeros(1), torch.arange(3).repeat(4000), 12_000
-
-    def without(share: float) -> torch.Tensor:
-        draw = leave_out(lambda B, g: (x_0, c), none=3, share=share)
-        x, kept = draw(n, torch.Generator().manual_seed(0))
-        assert x is x_0
-        assert bool(((kept == c) | (kept == 3)).all())
-        return (kept == 3).double().mean()
-
-    assert without(0.0) == 0
-    assert without(1.0) == 1
-    # binomial: 5.2 standard deviations, false alarm 2e-7; 0.9 or no draw is far off
-    assert abs(without(0.1) - 0.1) < 5.2 * (0.1 * 0.9 / n) ** 0.5
-
-
-@pytest.mark.parametrize(
-    ("block", "attention"), [("convnext", "full"), ("residual", "linear")]
-)
-def test_flowers_takes_every_block_with_every_attention(
-    block, attention, flowers, tmp_path
-):
-    """The U-Net does not know which block or attention it is made of."""
-    figures = run(flowers, tmp_path / "out", "--block", block, "--attention", attention)
-    assert figures["config"]["block"] == block
-    assert figures["config"]["attention"] == attention
+def test_flowers_takes_every_block_with_every_attention(flowers, tmp_path):
+    """--convnext and --linear change the network, each in its own way."""
+    sizes, losses = {}, set()
+    for flags in ((), ("--convnext",), ("--linear",), ("--convnext", "--linear")):
+        figures = run(
+            flowers, tmp_path / "-".join(("out", *flags)), "--no-bf16", *flags
+        )
+        sizes[flags] = figures["parameters"]
+        losses.add(figures["losses"][-1][1])
+    assert sizes["--linear",] == sizes[()]  # the attentions have equally many
+    assert sizes["--convnext",] == sizes["--convnext", "--linear"] != sizes[()]
+    assert len(losses) == 4
 
 
 @pytest.mark.parametrize("name", ["fashion", "sprites", "flowers"])
 def test_the_gpu_preset_is_a_set_of_settings_that_fit(name, request, tmp_path):
     """--full changes the defaults, and flags given beside it change those."""
     script = request.getfixturevalue(name)
-    figures = run(script, tmp_path / "out", "--full")
-    assert figures["config"]["warmup"] == 5000
-    assert figures["config"]["steps"] == 4
-    assert script[0].FULL.T == 1000
+    config = run(script, tmp_path / "out", "--full")["config"]
+    assert config["steps"] == 4
+    for key in ("warmup", "dropout", "ema", "lr", "clip_x_0"):
+        full, minutes = (
+            getattr(getattr(script[0], x), key) for x in ("FULL", "MINUTES")
+        )
+        assert config[key] == full != minutes
 
 
-def refusals(folder: Path) -> dict[str, tuple[str, list[str], str]]:
-    """Script, flags, and what the sentence must say."""
-    return {
-        "no folder": ("train_fashion", ["--data", str(folder / "x")], "--download"),
-        "no IDX file": (
-            "train_fashion",
-            ["--data", str(folder / "junk")],
-            "begins with",
-        ),
-        "no npy": (
-            "train_sprites",
-            ["--data", str(folder / "x.npy")],
-            "is no file",
-        ),
-        "no photos": ("train_flowers", ["--data", str(folder / "x")], "0 files"),
-        "no picture": ("train_flowers", ["--data", str(folder / "junk")], "decode"),
-        "no device": ("train_flowers", ["--device", "gpu"], "--device must be"),
-    }
+REFUSED = {
+    "no folder": ("train_fashion", "--data {}/x", "give --data, or --download"),
+    "no IDX file": (
+        "train_fashion",
+        "--data {}/junk",
+        "begins with 68656c6c, expected",
+    ),
+    "no sprites": ("train_sprites", "--data {}/x.npy", r"x\.npy: No such file"),
+    "a folder": ("train_sprites", "--data {}", "Is a directory"),
+    "no npy": ("train_sprites", "--data {}/junk/photo.jpg", r"is no \.npy file"),
+    "no photos": ("train_flowers", "--data {}/x", "x, which is no folder,"),
+    "no picture": (
+        "train_flowers",
+        "--data {}/junk",
+        r"2 of the 2 files in .*mend or move away: photo\.jpg",
+    ),
+    "odd size": (
+        "train_flowers",
+        "--data {}/ok --size 60",
+        "be a multiple of 8, got 60",
+    ),
+    "no device": ("train_flowers", "--device gpu", "--device must be"),
+    "no samples": ("train_flowers", "--samples 0", "samples must be at least 1, got 0"),
+}
 
 
-@pytest.mark.parametrize("case", refusals(Path()))
+def refusal(name: str, script: ModuleType, argv: list[str], monkeypatch) -> str:
+    """The sentence that a script ends with, after its own name."""
+    monkeypatch.setattr("sys.argv", [f"examples/{name}.py"])
+    with pytest.raises(SystemExit) as ended, errors_as_sentences():
+        script.main(argv)
+    said = str(ended.value)
+    assert said.startswith(f"{name}.py: ")
+    assert "\n" not in said
+    return said
+
+
+@pytest.mark.parametrize("case", REFUSED)
 def test_bad_input_ends_in_a_sentence(case, example, tmp_path, monkeypatch):
     """What the user can mend is said in a sentence, and nothing is written."""
     junk = tmp_path / "junk"
     junk.mkdir()
     (junk / "train-images-idx3-ubyte").write_bytes(b"hello")
-    name, flags, says = refusals(tmp_path)[case]
-    script, out = example(name), tmp_path / "out"
-    monkeypatch.setattr("sys.argv", [f"examples/{name}.py"])
-    with (
-        pytest.raises(SystemExit, match=says) as ended,
-        errors_as_sentences(),
-    ):
-        script.main([*flags, "--out", str(out)])
-    assert str(ended.value).startswith(f"{name}.py: ")
+    (junk / "photo.jpg").write_bytes(b"hello")
+    (tmp_path / "ok").mkdir()
+    Image.new("RGB", (9, 7)).save(tmp_path / "ok" / "photo.png")
+    name, flags, says = REFUSED[case]
+    out = tmp_path / "out"
+    argv = [*flags.format(tmp_path).split(), "--out", str(out)]
+    assert re.search(says, refusal(name, example(name), argv, monkeypatch))
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "differs"),
+    [
+        ("fashion", ["--dropout", "0.5"], "dropout (there 0.0, here 0.5)"),
+        ("sprites", ["--no-bf16"], "bf16 (there True, here False)"),
+        ("flowers", ["--linear"], "linear (there False, here True)"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_settings_alone(
+    name, flags, differs, request, tmp_path, monkeypatch
+):
+    """--resume with other settings names them, and leaves the run as it was."""
+    script, out = request.getfixturevalue(name), tmp_path / "out"
+    run(script, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    argv = [*script[1], *TINY, "--out", str(out), "--device", "cpu", "--resume"]
+    said = refusal(f"train_{name}", script[0], argv + flags, monkeypatch)
+    assert f"of another run, which differs in {differs}" in said
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_the_page_on_the_five_texts_names_laws_that_exist():

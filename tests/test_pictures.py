@@ -149,19 +149,39 @@ def test_what_is_no_picture_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("C", [1, 3])
-def test_a_gif_shows_its_frames_in_order_for_ever(tmp_path, C):
-    """Frames of at most 256 colours are shown exactly; the last one stays for 2 s."""
-    frames = [levels(seed, (C, 9, 11)) for seed in range(5)]
-    save_gif(tmp_path / "a.gif", frames, seconds=1.0)
-    with Image.open(tmp_path / "a.gif") as image:
-        assert image.n_frames == 5
-        assert image.info["loop"] == 0
-        for i, frame in enumerate(frames):
+def shown(path):
+    """(milliseconds, pixels (3, H, W)) of each frame that a viewer shows."""
+    with Image.open(path) as image:
+        assert image.n_frames == 1 or image.info["loop"] == 0  # 0: for ever
+        for i in range(image.n_frames):
             image.seek(i)
-            shown = np.array(image.convert("RGB")).transpose(2, 0, 1)
-            np.testing.assert_array_equal(shown, frame.expand(3, -1, -1).numpy())
-            assert image.info["duration"] == (2000 if i == 4 else 200)
+            v = np.array(image.convert("RGB")).transpose(2, 0, 1)
+            yield image.info["duration"], v
+
+
+@pytest.mark.parametrize("C", [1, 3])
+@pytest.mark.parametrize(
+    "order",
+    [[0, 1, 2, 3, 4], [0, 1, 2, 1, 2, 2], [0, 0, 1, 1], [2, 2, 2], [0]],
+    ids=str,
+)
+def test_a_gif_shows_every_frame_for_its_time(tmp_path, C, order):
+    """Frame k of n at (k + 1/2)/n of the time, equal ones too; the last one for 2 s.
+
+    Frames of at most 256 colours are shown exactly. A frame's time is right to the
+    hundredth of a second, GIF's unit.
+    """
+    frames = [levels(i, (C, 9, 11)) for i in order]
+    save_gif(tmp_path / "a.gif", frames, seconds=1.0)
+    viewed = [v for ms, v in shown(tmp_path / "a.gif") for _ in range(ms)]
+    each, last = 1000 / len(frames), 2000
+    wrong = 5 * (len(frames) - 1)  # half a hundredth for each frame but the last
+    assert abs(len(viewed) - (each * (len(frames) - 1) + last)) <= wrong
+    for k, frame in enumerate(frames):
+        at = -1 if k == len(frames) - 1 else round((k + 0.5) * each)
+        np.testing.assert_array_equal(viewed[at], frame.expand(3, -1, -1).numpy())
+    for v in viewed[-last:]:
+        np.testing.assert_array_equal(v, viewed[-1])
 
 
 def test_a_gif_needs_frames_of_one_shape(tmp_path):

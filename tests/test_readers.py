@@ -537,8 +537,11 @@ def test_a_missing_pillow_is_not_blamed_on_the_photos(tmp_path, monkeypatch):
 
 def test_an_empty_folder_or_size_is_refused(tmp_path):
     """No photos, no folder, or a size of 0: said so."""
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=f"{folder.name} with 0 files"):
+    for folder, got in (
+        (tmp_path, ""),
+        (tmp_path / "nowhere", ", which is no folder,"),
+    ):
+        with pytest.raises(ValueError, match=f"{folder.name}{got} with 0 files"):
             read_image_folder(folder, 8)
     (tmp_path / "a.png").write_bytes(photo_bytes(RED))
     with pytest.raises(ValueError, match="size 0"):

@@ -113,3 +113,17 @@ def drawer(images: Tensor, labels: Tensor | None = None, flip: bool = False) -> 
         return (to_float(v),) if labels is None else (to_float(v), labels[i])
 
     return draw
+
+
+def sometimes_without_class(draw: Draw, none: int, share: float = 0.1) -> Draw:
+    """Puts the class `none` in place of that share of the classes drawn.
+
+    So one network learns both ε_θ(x_t, t, c) and ε_θ(x_t, t).
+    """
+
+    def draw_some(B: int, generator: Generator | None) -> tuple[Tensor, ...]:
+        x_0, c = draw(B, generator)
+        u = torch.rand(B, generator=generator, device=c.device)
+        return x_0, torch.where(u < share, none, c)
+
+    return draw_some

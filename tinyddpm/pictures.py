@@ -110,8 +110,9 @@ def save_png(path: str | Path, picture: Tensor) -> None:
 def save_gif(path: str | Path, frames: Sequence[Tensor], seconds: float = 4.0) -> None:
     """Writes uint8 pictures (C, H, W) as an animation that repeats for ever.
 
-    All frames together take `seconds`; the last one then stays for 2 s. GIF holds 256
-    colours a frame, so that frames are close to the pictures, not equal to them.
+    Each frame has its share of `seconds`, to the hundredth; the last one stays for 2 s.
+    Equal frames in a row are written as one that stays for their times together. GIF
+    holds 256 colours a frame, so that frames are close to the pictures, not equal.
     """
     if len({frame.shape for frame in frames}) != 1:
         raise ValueError(
@@ -119,7 +120,8 @@ def save_gif(path: str | Path, frames: Sequence[Tensor], seconds: float = 4.0) -
             f"{[tuple(frame.shape) for frame in frames][:10]}"
         )
     first, *rest = [_pillow(frame).convert("RGB").quantize(256) for frame in frames]
-    each = max(20, round(1000 * seconds / len(frames)))  # below 20 ms viewers slow down
+    # GIF counts in hundredths, which Pillow would cut to; below 20 ms viewers slow down
+    each = max(20, 10 * round(100 * seconds / len(frames)))
     with write_whole(path) as file:
         first.save(
             file,

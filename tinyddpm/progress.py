@@ -137,7 +137,12 @@ def errors_as_sentences() -> Iterator[None]:
             f"'tinyddpm[scripts]'"
         )
     except (OSError, ValueError, FloatingPointError, torch.OutOfMemoryError) as error:
-        sys.exit(f"{_script()}: {error}")
+        said: object = error
+        if isinstance(error, OSError) and error.filename:  # the system's, with a number
+            said = (
+                f"{error.filename}: {error.strerror}; --help lists the flags for files"
+            )
+        sys.exit(f"{_script()}: {said}")
 
 
 def _machine(device: torch.device) -> str:

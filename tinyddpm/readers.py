@@ -228,8 +228,9 @@ def read_image_folder(
     names = [p for p in found if not any(part.startswith(".") for part in p.parts)]
     names.sort(key=lambda p: p.as_posix())
     if size < 1 or not names:
+        what = folder if folder.is_dir() else f"{folder}, which is no folder,"
         raise ValueError(
-            f"expected a folder of photos and a size >= 1, got {folder} with "
+            f"expected a folder of photos and a size >= 1, got {what} with "
             f"{len(names)} files and size {size}"
         )
     images = torch.empty(len(names), 3, size, size, dtype=torch.uint8)
