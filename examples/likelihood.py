@@ -7,6 +7,7 @@ bound of Gaussian data nears their entropy as T grows, then the bound of the toy
 gradients by its terms, beside theirs. Writes out/likelihood/rate_distortion.png.
 """
 
+import argparse
 import math
 
 import torch
@@ -16,6 +17,7 @@ from tinyddpm.bound import L_T, L_tm1, bits_per_dim, rate_distortion
 from tinyddpm.data import gradient_images
 from tinyddpm.oracle import gaussian_oracle, gradient_oracle
 from tinyddpm.pictures import to_float, to_uint8
+from tinyddpm.progress import errors_as_sentences
 from tinyddpm.report import save_rate_distortion_plot, table
 
 MEAN, VARIANCE = 0.3, 0.25  # of the Gaussian data, one number each
@@ -74,4 +76,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    with errors_as_sentences():
+        import matplotlib  # noqa: F401 (its absence shows before the minute of work)
+
+        main()

@@ -19,6 +19,7 @@ from tinyddpm.data import gradient_images
 from tinyddpm.files import write_whole
 from tinyddpm.oracle import gradient_oracle
 from tinyddpm.pictures import save_strip, to_float, to_uint8
+from tinyddpm.progress import errors_as_sentences
 
 
 def main() -> None:
@@ -64,4 +65,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_as_sentences():
+        main()

@@ -295,5 +295,5 @@ def test_without_the_safetensors_library_the_extra_is_named(tmp_path, monkeypatc
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"")
-    with pytest.raises(ImportError, match=r"tinyddpm\[pretrained\].*\.bin"):
+    with pytest.raises(ImportError, match=r"extra \[pretrained\].*\.bin"):
         load_cifar10(path)

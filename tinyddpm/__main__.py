@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         named = f"{error.filename}: {error.strerror}" if error.filename else error
         return _fail(args, named)
     except ModuleNotFoundError as error:
-        return _fail(args, f"{error}; pip install 'tinyddpm[scripts]' brings it")
+        return _fail(args, f"{error}; install the extra [scripts], see README")
     except ValueError as error:
         return _fail(args, error)
     return 0

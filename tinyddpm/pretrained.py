@@ -171,8 +171,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load
         except ImportError as error:
             raise ImportError(
-                f"reading {path.name} takes the safetensors library: "
-                f"pip install 'tinyddpm[pretrained]', or take the .bin file"
+                f"reading {path.name} takes the safetensors library: install the "
+                f"extra [pretrained], or take the .bin file"
             ) from error
         content = path.read_bytes()
     try:

@@ -133,8 +133,7 @@ def errors_as_sentences() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         sys.exit(
-            f"{_script()}: {error}; the extra [scripts] brings it: pip install "
-            f"'tinyddpm[scripts]'"
+            f"{_script()}: {error}; install the extra [scripts], as the README says"
         )
     except (OSError, ValueError, FloatingPointError, torch.OutOfMemoryError) as error:
         said: object = error
