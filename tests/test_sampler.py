@@ -482,13 +482,12 @@ def test_interpolation_mixes_x_t_not_x_0(s, shape, lam, seed, sigma2, clip, data
 
     Seen by the network at its first call: the two noises are the generator's first two
     draws, each with its picture. The paper prints x_0 and x'_0 in the mixture; mixing
-    clean pictures before the noise is a cross-fade.
+    clean pictures before the noise is a cross-fade. λ as Python's floats keeps them.
     """
     x_0, x_0_prime = normal(seed, shape), normal(seed + 1, shape)
     t = data.draw(st.integers(1, s.T))
     g, replay = (torch.Generator().manual_seed(seed) for _ in range(2))
     network = Recorder()
-    lam = torch.tensor(lam, dtype=torch.float64)
     result = interpolate(s, network, x_0, x_0_prime, lam, t, g, sigma2, clip)
     steps = torch.full(shape[:1], t)
     x_t, x_t_prime = (
