@@ -20,6 +20,7 @@ and each mutant is a fork, in which the functions' code is replaced: 0.1 s each.
 import argparse
 import ast
 import difflib
+import gc
 import importlib
 import mmap
 import os
@@ -28,7 +29,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FrameType, FunctionType, ModuleType
 from typing import NoReturn
 
 import hypothesis
@@ -169,17 +170,20 @@ class Mutation:
         ]
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        cost = []  # each test's on the code as it is; and all is loaded now
+        cost, called = [], []  # by each test on the code as it is
         for item in session.items:
             start = time.process_time()
-            assert passes(item), f"{item.nodeid} fails on the code as it is"
+            called.append(self.calls(item))
             cost.append(time.process_time() - start)
         assert cost, "there are no tests"
+        gc.freeze()  # no fork need look at what is there by now
         order, running = sorted(range(len(cost)), key=cost.__getitem__), {}
-        for i in range(len(self.changed)):
+        for i, changed in enumerate(self.changed):
             pid = os.fork()
             if pid == 0:
-                self.child(i, [(k, session.items[k], cost[k]) for k in order])
+                name = where(self.text, changed)
+                tests = [k for k in order if name == "module" or name in called[k]]
+                self.child(i, [(k, session.items[k], cost[k]) for k in tests])
             running[pid] = i
             last = i + 1 == len(self.changed)
             while len(running) == self.workers or (running and last):
@@ -190,6 +194,21 @@ class Mutation:
                 order.remove(k)
                 order.insert(0, k)  # what killed one is likely to kill the next
         return True
+
+    def calls(self, item: pytest.Item) -> set[str]:
+        """The module's functions that a test calls: what is wrong in the others it
+        cannot see."""
+        path, names = str(ROOT / "tinyddpm" / self.module), set()
+
+        def look(frame: FrameType, event: str, arg: object) -> None:
+            if event == "call" and frame.f_code.co_filename == path:
+                names.add(frame.f_code.co_qualname.replace(".<locals>", ""))
+
+        sys.setprofile(look)
+        passed = passes(item)
+        sys.setprofile(None)
+        assert passed, f"{item.nodeid} fails on the code as it is"
+        return names
 
     def note(self, changed: str, status: int) -> None:
         self.done += 1

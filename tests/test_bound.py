@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -75,6 +75,7 @@ variances = st.floats(math.log(1e-12), math.log(1e6)).map(math.exp)
 
 
 @given(numbers, variances, numbers, variances)
+@example(0.0, 1e-12, 0.0, 1e6)  # v_1/v_2 - 1 has no digit of v_1/v_2 left
 def test_kl_of_two_gaussians(mean1, var1, mean2, var2):
     """KL(q ‖ p) = ∫ q (ln q - ln p), which Gauss-Hermite quadrature sums exactly.
 
@@ -196,6 +197,35 @@ def test_L_0_takes_its_mean_from_the_last_step():
         torch.testing.assert_close(
             found, torch.tensor(exact, dtype=torch.float64), rtol=1e-9, atol=0
         )
+
+
+def test_sigma2_is_beta_unless_told():
+    """Section 3.2: σ_t² = β_t is the choice of both terms where none is named."""
+    s, t = linear_schedule(40), torch.tensor([2, 40])
+    x_0, x_0_hat = random_pictures(0, (2, 1, 2, 2)), normal(1, (2, 1, 2, 2))
+    assert torch.equal(L_0(s, x_0, x_0_hat), L_0(s, x_0, x_0_hat, "beta"))
+    assert torch.equal(L_tm1(s, x_0, t, x_0_hat), L_tm1(s, x_0, t, x_0_hat, "beta"))
+
+
+def test_the_first_step_has_no_kl():
+    """Eq. 5: L_{t-1} is for t > 1; at t = 1 q(x_0|x_1, x_0) is a point, and eq. 13's
+    decoder answers for it."""
+    s, x_0 = linear_schedule(40), random_pictures(0, (2, 1, 2, 2))
+    with pytest.raises(ValueError, match=r"t must lie in 2\.\.40, got 1\.\.2"):
+        L_tm1(s, x_0, torch.tensor([1, 2]), x_0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2, 2), (2, 1, 2, 1), (2, 4), (1,)])
+def test_a_shape_that_merely_broadcasts_is_refused(shape):
+    """x̂_0 has the shape of x_0: one that broadcasts is of other pictures."""
+    s, t = linear_schedule(40), torch.tensor([2, 3])
+    x_0 = random_pictures(0, (2, 1, 2, 2))
+    wanted = rf"\(2, 1, 2, 2\), got \({str(shape)[1:-1]}\)"
+    message = f"^x_0_hat must have the shape of x_0, {wanted}$"
+    with pytest.raises(ValueError, match=message):
+        L_tm1(s, x_0, t, torch.zeros(shape))
+    with pytest.raises(ValueError, match=message):
+        L_0(s, x_0, torch.zeros(shape))
 
 
 # --- the three forms of L ----------------------------------------------------------
@@ -439,7 +469,8 @@ def test_bits_per_dim_has_each_term_of_each_picture(sigma2, chunk):
 
 
 def test_the_network_is_asked_once_for_each_picture_and_step():
-    """N T pictures, each t of 1..T N times; calls are full, and progress is told."""
+    """N T pictures, each t of 1..T N times; calls are full, of 128 pictures unless
+    told, and progress is told."""
     s, net, x_0 = constant(N=5, T=12)
     told = []
     bits_per_dim(s, net, x_0, chunk=7, progress=lambda *seen: told.append(seen))
@@ -447,6 +478,9 @@ def test_the_network_is_asked_once_for_each_picture_and_step():
     assert net.sizes == [5] + [7] * 7 + [6]
     assert told[-1] == (60, 60)
     assert [seen for seen, _ in told] == np.cumsum(net.sizes).tolist()
+    s, net, x_0 = constant(N=30, T=12)
+    bits_per_dim(s, net, x_0)
+    assert net.sizes == [30, 128, 128, 74]
 
 
 def test_the_bound_leaves_the_network_and_the_random_state_alone():
@@ -467,6 +501,18 @@ def test_the_bound_leaves_the_network_and_the_random_state_alone():
     assert net.training
     assert net.dropout.training
     assert all(torch.equal(a, b) for a, b in zip(*bounds, strict=True))
+
+
+@pytest.mark.parametrize("draws", [None, 4])
+def test_all_is_computed_where_the_pictures_are(draws):
+    """What eq. 5 needs beside x_0 is made on x_0's device, and torch's default, here
+    the one without memory, is not asked."""
+    s, net, x_0 = constant()
+    g = torch.Generator()
+    here = bits_per_dim(s, net, x_0, g.manual_seed(3), draws=draws)
+    with torch.device("meta"):
+        there = bits_per_dim(s, net, x_0, g.manual_seed(3), draws=draws)
+    assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
 
 
 def gradient_like(s):
@@ -500,12 +546,13 @@ def test_one_step_is_L_T_and_L_0():
 
 def test_clipping_never_makes_a_kl_larger():
     """Clamping x̂_0 to [-1, 1], where x_0 is, brings it nearer, so each L_{t-1} falls
-    (eq. 8: μ̃ - μ_θ = c_0 (x_0 - x̂_0)); where x̂_0 is inside anyway nothing changes.
+    (eq. 8: μ̃ - μ_θ = c_0 (x_0 - x̂_0)); where x̂_0 is inside anyway nothing changes. The
+    paper does not say so: unless told, nothing is clamped.
     """
     s, net, x_0 = constant()
     net.x_0_hat = 3 * net.x_0_hat
     assert float(net.x_0_hat.abs().max()) > 1 > float(net.x_0_hat.abs().min())
-    plain, clipped = (bits_per_dim(s, net, x_0, clip=clip) for clip in (False, True))
+    plain, clipped = bits_per_dim(s, net, x_0), bits_per_dim(s, net, x_0, clip=True)
     assert bool((clipped.L_tm1[:, 2:] < plain.L_tm1[:, 2:]).all())
     net.x_0_hat = net.x_0_hat.clamp(-1, 1)
     inside = [bits_per_dim(s, net, x_0, clip=clip) for clip in (False, True)]

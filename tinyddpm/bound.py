@@ -64,7 +64,7 @@ def L_T(s: Schedule, x_0: Tensor) -> Tensor:
     Args: the schedule; x_0 (B, ...). Returns: (B,), nats, float64.
     """
     x_0 = x_0.double()
-    alpha_bar = s.alpha_bar[-1].to(x_0.device)
+    alpha_bar = s.alpha_bar[-1]
     zero, one = torch.zeros_like(alpha_bar), torch.ones_like(alpha_bar)
     return _sum(gaussian_kl(alpha_bar.sqrt() * x_0, 1 - alpha_bar, zero, one))
 
@@ -144,7 +144,7 @@ def bits_per_dim(
         raise ValueError(f"need a picture and chunk >= 1, got {len(level)} and {chunk}")
     s, to_bits = s.to(x_0.device), 1 / (level[0].numel() * math.log(2))
     t, weight = _draw_t(s, x_0, draws, generator)
-    terms = torch.zeros(len(x_0), s.T + 1, dtype=torch.float64, device=x_0.device)
+    terms = level.new_zeros(len(x_0), s.T + 1)
     mse, seen = torch.zeros_like(terms), 0
     for first, i, t_i, w in _chunks(t, weight, chunk):
         nats, error = _terms(s, eps_theta, x_0[i], t_i, first, generator, sigma2, clip)
