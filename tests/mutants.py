@@ -51,7 +51,10 @@ LAWS = {
     "sampler.py": ("test_sampler.py",),
     "train.py": ("test_loss.py", "test_train.py"),
     "oracle.py": ("test_oracle.py",),
-    "levels.py": ("test_oracle.py",),
+    "levels.py": (
+        "test_levels.py",
+        "test_oracle.py::test_the_quadrature_has_converged",
+    ),
     "bound.py": ("test_bound.py",),
     "decoder.py": ("test_decoder.py",),
 }

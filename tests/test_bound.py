@@ -468,6 +468,16 @@ def test_bits_per_dim_has_each_term_of_each_picture(sigma2, chunk):
     assert max(net.sizes) <= chunk
 
 
+def test_a_picture_costs_alone_what_it_costs_in_a_batch():
+    """Eq. 5 is of one picture, whose D alone makes nats into bits/dim."""
+    s, net, x_0 = constant()
+    batch = bits_per_dim(s, net, x_0)
+    for i in range(3):
+        alone = bits_per_dim(s, net, x_0[i : i + 1])
+        for a, b in zip(alone, batch, strict=True):
+            torch.testing.assert_close(a[0], b[i], rtol=1e-9, atol=1e-12)
+
+
 def test_the_network_is_asked_once_for_each_picture_and_step():
     """N T pictures, each t of 1..T N times; calls are full, of 128 pictures unless
     told, and progress is told."""
@@ -586,6 +596,8 @@ def test_sampled_t_is_unbiased_and_knows_its_error(draws):
     drawn = bound.L_tm1[:, 2:] / exact[2:] * hits
     torch.testing.assert_close(drawn, drawn.round(), rtol=0, atol=1e-6)
     assert float((drawn - hits).abs().max()) < 2
+    off = (x_0 - net.x_0_hat).square().mean()
+    torch.testing.assert_close(bound.mse[:, 2:] / off * hits, drawn)
     torch.testing.assert_close(bound.L_0, exact[1].expand(4000))  # never sampled
     assert len(net.asked) == 4000 * (draws + 1)
 

@@ -230,6 +230,18 @@ def test_channels_rows_and_steps_are_independent():
     assert eps_theta(x_t[:2].float(), t[:2]).dtype == torch.float32
 
 
+def test_an_oracle_answers_where_it_is_asked():
+    """ε* is on x_t's device, in x_t's dtype, wherever the data were given."""
+    s, x_t = linear_schedule(30), torch.zeros(2, 3, device="meta")
+    t = torch.ones(2, dtype=torch.long, device="meta")
+    for eps_theta in (
+        gaussian_oracle(s, torch.zeros(3), torch.eye(3)),
+        finite_oracle(s, normal(0, (4, 3))),
+    ):
+        eps = eps_theta(x_t, t)
+        assert (eps.device.type, eps.dtype) == ("meta", torch.float32)
+
+
 def mean_and_error(v):
     return float(v.mean()), float(v.std() / len(v) ** 0.5)
 
