@@ -566,6 +566,20 @@ def test_interpolation_keeps_the_pictures_dtype(s, shape, dtype, seed):
     assert {x.dtype for x in network.x} == {dtype}
 
 
+@given(short, pairs, lambdas, seeds, st.data())
+def test_interpolation_clips_where_it_is_told_to(s, shape, lam, seed, data):
+    """Alg. 2's last step gives x̂_0, which `clip` keeps in [-1, 1] for any network; this
+    one points far outside."""
+    x_0, t = normal(seed, shape), data.draw(st.integers(1, s.T))
+
+    def run(clip):
+        g = torch.Generator().manual_seed(seed)
+        return interpolate(s, lambda x, t: x + 1e6, x_0, -x_0, lam, t, g, clip=clip)
+
+    assert float(run(True).abs().max()) <= 1 + RTOL
+    assert float(run(False).abs().max()) > 1
+
+
 BAD_LAMBDA = [[-0.01], [1.01], [0.5, 2.0], [math.nan], [[0.5]], 0.5, []]
 
 
