@@ -50,6 +50,7 @@ noises = st.floats(-1.3, 5).map(lambda x: 10**x)
 @share(20)
 @given(noises, grams, st.sampled_from([0.0, 0.1, 3.0]), seeds)
 @example(0.05, gram(1.0, 1.0, 0.0), 0.0, 1)
+@example(0.15, gram(2.0, 0.7, 0.6), 0.1, 6)  # summed pair by pair
 @example(0.3, gram(2.0, 0.7, 0.4), 0.1, 2)
 @example(1.0, gram(5.0, 1.5, 0.3), 0.1, 3)
 @example(8.0, gram(1.0, 1.0, -0.5), 0.1, 4)
@@ -122,14 +123,18 @@ def test_the_reach_is_eight_and_a_half_deviations(sd, G):
 
 @given(noises, st.builds(gram, st.just(1.0), st.just(1.0), st.floats(-0.99, 0.99)))
 @example(8 / 3, gram(1.0, 1.0, 0.0))  # nodes two levels apart
+@example(3.5, gram(1.0, 1.0, 0.0))
 @example(2.2, gram(1.0, 1.0, 0.9888))  # a reach of 128 levels
 def test_the_nodes_stand_for_the_whole_range(sd, G):
     """The trapezoid rule from the reach below the lowest level to that above the
-    highest: each node stands for one or more, all as far apart as the first two."""
+    highest: each node stands for one or more, all as far apart as the first two, and
+    not twice as near as 3/4 of the width that the integrand has to show."""
     snr = snr_of(sd, G)
     axis, weight = nodes(snr, G)
     levels = (axis + 1) / STEP
     h = float(levels[1] - levels[0])
+    needed = max(1 / 32, 0.75 * min(sd, sd**2)) * (1 + 1e-9)
+    assert needed / 2 < h <= needed
     assert float(levels[0]) == pytest.approx(-_reach(snr, G))
     assert int(weight.min()) >= 1
     assert -1e-6 < h * float(weight.sum()) - (256 + 2 * _reach(snr, G)) < h
