@@ -122,6 +122,7 @@ def test_the_reach_is_eight_and_a_half_deviations(sd, G):
 
 
 @given(noises, st.builds(gram, st.just(1.0), st.just(1.0), st.floats(-0.99, 0.99)))
+@example(0.4, gram(1.0, 1.0, 0.0))  # nine nodes a level
 @example(8 / 3, gram(1.0, 1.0, 0.0))  # nodes two levels apart
 @example(3.5, gram(1.0, 1.0, 0.0))
 @example(2.2, gram(1.0, 1.0, 0.9888))  # a reach of 128 levels
