@@ -1,7 +1,7 @@
 """Runs tests against a copy of the project in which one file is replaced.
 
-What lives here: the runner behind `mistakes.py` (one wrong line at a time) and
-`mutants.py`. What does not: what is wrong with the line.
+What lives here: the runner behind `mistakes.py` (one wrong line at a time). What does
+not: what is wrong with the line, and the thousands of changes of `mutants.py`.
 
 A trial is a fork of a process that has imported torch, pytest and hypothesis but
 neither tinyddpm nor its tests: it starts at once, imports the changed copy afresh, and

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -74,6 +74,7 @@ variances = st.floats(math.log(1e-12), math.log(1e6)).map(math.exp)
 
 
 @given(numbers, variances, numbers, variances)
+@example(0.0, 1e-12, 0.0, 1e6)  # v_1/v_2 - 1 has no digit of v_1/v_2 left
 def test_kl_of_two_gaussians(mean1, var1, mean2, var2):
     """KL(q ‖ p) = ∫ q (ln q - ln p), which Gauss-Hermite quadrature sums exactly.
 
@@ -195,6 +196,35 @@ def test_L_0_takes_its_mean_from_the_last_step():
         torch.testing.assert_close(
             found, torch.tensor(exact, dtype=torch.float64), rtol=1e-9, atol=0
         )
+
+
+def test_sigma2_is_beta_unless_told():
+    """Section 3.2: σ_t² = β_t is the choice of both terms where none is named."""
+    s, t = linear_schedule(40), torch.tensor([2, 40])
+    x_0, x_0_hat = random_pictures(0, (2, 1, 2, 2)), normal(1, (2, 1, 2, 2))
+    assert torch.equal(L_0(s, x_0, x_0_hat), L_0(s, x_0, x_0_hat, "beta"))
+    assert torch.equal(L_tm1(s, x_0, t, x_0_hat), L_tm1(s, x_0, t, x_0_hat, "beta"))
+
+
+def test_the_first_step_has_no_kl():
+    """Eq. 5: L_{t-1} is for t > 1; at t = 1 q(x_0|x_1, x_0) is a point, and eq. 13's
+    decoder answers for it."""
+    s, x_0 = linear_schedule(40), random_pictures(0, (2, 1, 2, 2))
+    with pytest.raises(ValueError, match=r"t must lie in 2\.\.40, got 1\.\.2"):
+        L_tm1(s, x_0, torch.tensor([1, 2]), x_0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2, 2), (2, 1, 2, 1), (2, 4), (1,)])
+def test_a_shape_that_merely_broadcasts_is_refused(shape):
+    """x̂_0 has the shape of x_0: one that broadcasts is of other pictures."""
+    s, t = linear_schedule(40), torch.tensor([2, 3])
+    x_0 = random_pictures(0, (2, 1, 2, 2))
+    wanted = rf"\(2, 1, 2, 2\), got \({str(shape)[1:-1]}\)"
+    message = f"^x_0_hat must have the shape of x_0, {wanted}$"
+    with pytest.raises(ValueError, match=message):
+        L_tm1(s, x_0, t, torch.zeros(shape))
+    with pytest.raises(ValueError, match=message):
+        L_0(s, x_0, torch.zeros(shape))
 
 
 # --- the three forms of L ----------------------------------------------------------
@@ -437,8 +467,19 @@ def test_bits_per_dim_has_each_term_of_each_picture(sigma2, chunk):
     assert max(net.sizes) <= chunk
 
 
+def test_a_picture_costs_alone_what_it_costs_in_a_batch():
+    """Eq. 5 is of one picture, whose D alone makes nats into bits/dim."""
+    s, net, x_0 = constant()
+    batch = bits_per_dim(s, net, x_0)
+    for i in range(3):
+        alone = bits_per_dim(s, net, x_0[i : i + 1])
+        for a, b in zip(alone, batch, strict=True):
+            torch.testing.assert_close(a[0], b[i], rtol=1e-9, atol=1e-12)
+
+
 def test_the_network_is_asked_once_for_each_picture_and_step():
-    """N T pictures, each t of 1..T N times; calls are full, and progress is told."""
+    """N T pictures, each t of 1..T N times; calls are full, of 128 pictures unless
+    told, and progress is told."""
     s, net, x_0 = constant(N=5, T=12)
     told = []
     bits_per_dim(s, net, x_0, chunk=7, progress=lambda *seen: told.append(seen))
@@ -446,6 +487,9 @@ def test_the_network_is_asked_once_for_each_picture_and_step():
     assert net.sizes == [5] + [7] * 7 + [6]
     assert told[-1] == (60, 60)
     assert [seen for seen, _ in told] == np.cumsum(net.sizes).tolist()
+    s, net, x_0 = constant(N=30, T=12)
+    bits_per_dim(s, net, x_0)
+    assert net.sizes == [30, 128, 128, 74]
 
 
 def test_the_bound_leaves_the_network_and_the_random_state_alone():
@@ -467,6 +511,19 @@ def test_the_bound_leaves_the_network_and_the_random_state_alone():
     assert net.dropout.training
     for a, b in zip(*bounds, strict=True):
         assert torch.equal(a.nan_to_num(-1), b.nan_to_num(-1))
+
+
+@pytest.mark.parametrize("draws", [None, 4])
+def test_all_is_computed_where_the_pictures_are(draws):
+    """What eq. 5 needs beside x_0 is made on x_0's device, and torch's default, here
+    the one without memory, is not asked."""
+    s, net, x_0 = constant()
+    g = torch.Generator()
+    here = bits_per_dim(s, net, x_0, g.manual_seed(3), draws=draws)
+    with torch.device("meta"):
+        there = bits_per_dim(s, net, x_0, g.manual_seed(3), draws=draws)
+    for a, b in zip(here, there, strict=True):
+        assert torch.equal(a.nan_to_num(-1), b.nan_to_num(-1))  # nan: not drawn
 
 
 def gradient_like(s):
@@ -500,12 +557,13 @@ def test_one_step_is_L_T_and_L_0():
 
 def test_clipping_never_makes_a_kl_larger():
     """Clamping x̂_0 to [-1, 1], where x_0 is, brings it nearer, so each L_{t-1} falls
-    (eq. 8: μ̃ - μ_θ = c_0 (x_0 - x̂_0)); where x̂_0 is inside anyway nothing changes.
+    (eq. 8: μ̃ - μ_θ = c_0 (x_0 - x̂_0)); where x̂_0 is inside anyway nothing changes. The
+    paper does not say so: unless told, nothing is clamped.
     """
     s, net, x_0 = constant()
     net.x_0_hat = 3 * net.x_0_hat
     assert float(net.x_0_hat.abs().max()) > 1 > float(net.x_0_hat.abs().min())
-    plain, clipped = (bits_per_dim(s, net, x_0, clip=clip) for clip in (False, True))
+    plain, clipped = bits_per_dim(s, net, x_0), bits_per_dim(s, net, x_0, clip=True)
     assert bool((clipped.L_tm1[:, 2:] < plain.L_tm1[:, 2:]).all())
     net.x_0_hat = net.x_0_hat.clamp(-1, 1)
     inside = [bits_per_dim(s, net, x_0, clip=clip) for clip in (False, True)]
@@ -540,6 +598,9 @@ def test_sampled_t_is_unbiased_and_knows_its_error(draws):
     drawn = bound.L_tm1[:, 2:] / exact[2:] * hits
     torch.testing.assert_close(drawn, drawn.round(), rtol=0, atol=1e-6)
     assert float((drawn - hits).abs().max()) < 2
+    off = (x_0 - net.x_0_hat).square().mean().double()
+    mse = torch.where(drawn > 0.5, off, torch.nan)  # nan where t was not drawn
+    torch.testing.assert_close(bound.mse[:, 2:], mse, equal_nan=True)
     torch.testing.assert_close(bound.L_0, exact[1].expand(4000))  # never sampled
     assert len(net.asked) == 4000 * (draws + 1)
 
@@ -565,6 +626,7 @@ def test_mean_and_error_of_known_numbers():
     mean, error = mean_and_error(torch.tensor([1.0, 2.0, 3.0, 6.0]))
     assert mean == 3.0
     assert error == pytest.approx(math.sqrt(14 / 3 / 4))
+    assert mean_and_error(torch.tensor([1.0, 3.0])) == (2.0, pytest.approx(1.0))
     assert math.isnan(mean_and_error(torch.tensor([1.0]))[1])
 
 

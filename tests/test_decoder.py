@@ -5,6 +5,7 @@ network could make them; the true value comes from `numpy_reference.py`'s quadra
 """
 
 import math
+import re
 
 import pytest
 import torch
@@ -87,10 +88,12 @@ def test_levels_are_read_from_every_float_that_stands_for_one():
 
 @pytest.mark.parametrize("x", [0.0, 1 + 2 / 255, -1.01, 0.5, math.nan, math.inf])
 def test_pictures_off_the_grid_are_refused(x):
-    """Eq. 13 needs 8-bit data: what lies between the levels or beyond is an error."""
+    """Eq. 13 needs 8-bit data: what lies between the levels or beyond is an error that
+    names it."""
     picture = to_float(torch.full((1, 1, 2, 2), 7, dtype=torch.uint8))
     picture[0, 0, 1, 1] = x
-    with pytest.raises(ValueError, match=r"8-bit pictures.*to_uint8"):
+    given = re.escape(str(float(picture[0, 0, 1, 1])))
+    with pytest.raises(ValueError, match=rf"8-bit pictures.* got x = {given}; .*uint8"):
         to_levels(picture)
 
 
@@ -104,9 +107,13 @@ def test_the_decoders_variance():
     assert sigma2_1(s, "fixedlarge") == float(s.beta_tilde[2])
     one = Schedule(torch.tensor([0.5]))
     assert sigma2_1(one, "beta") == 0.5
-    for choice in ("beta_tilde", "fixedlarge"):
-        with pytest.raises(ValueError, match="T >= 2"):
-            sigma2_1(one, choice)
+    needs = (
+        r"^sigma2 = 'beta_tilde' needs T >= 2: .* beta_tilde_2, since beta_tilde_1 = 0"
+    )
+    with pytest.raises(ValueError, match=needs + "; with T = 1 use sigma2 = 'beta'$"):
+        sigma2_1(one, "beta_tilde")
+    with pytest.raises(ValueError, match="for T >= 2, 'fixedlarge', got 'fixedlarge'"):
+        sigma2_1(one, "fixedlarge")
     with pytest.raises(ValueError, match="must be 'beta', 'beta_tilde'"):
         sigma2_1(s, "gamma")
 

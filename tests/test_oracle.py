@@ -130,6 +130,19 @@ def test_gaussian_floor_is_the_covariance_that_is_left(s, seed):
     torch.testing.assert_close(gaussian_floor(s, cov)[t], expected, rtol=1e-8, atol=0)
 
 
+def test_a_singular_covariance_is_one_of_fewer_dimensions():
+    """Σ of rank r leaves r of D dimensions unknown while noise is small against it, and
+    rounding below 0 is judged by its size; Σ = 0 is the point mass m."""
+    s = linear_schedule(30)
+    floor = gaussian_floor(s, 1e8 * gradient_covariance(3, 3))
+    # the 7 variances of 0 are rounded to 1e-16 of the largest; ᾱ_1/(1-ᾱ_1) = 300
+    torch.testing.assert_close(float(floor[1]), 2 / 9, rtol=1e-4, atol=0)
+    m, x_t, t = normal(0, (3,)), normal(1, (4, 3)), torch.tensor([1, 2, 15, 30])
+    point = finite_oracle(s, m[None])(x_t, t)
+    eps = gaussian_oracle(s, m, torch.zeros(3, 3))(x_t, t)
+    torch.testing.assert_close(eps, point, rtol=1e-12, atol=1e-12)
+
+
 @given(st.data(), schedules(), seeds)
 def test_finite_oracle_is_bayes_point_by_point(data, s, seed):
     """E[x_0|x_t] = Σ p_i N(x_t; √ᾱ_t p_i, (1-ᾱ_t) I) / Σ N(...), density by density."""
@@ -228,6 +241,18 @@ def test_channels_rows_and_steps_are_independent():
                 together[of_step, c : c + 1], alone, rtol=0, atol=1e-11
             )
     assert eps_theta(x_t[:2].float(), t[:2]).dtype == torch.float32
+
+
+def test_an_oracle_answers_where_it_is_asked():
+    """ε* is on x_t's device, in x_t's dtype, wherever the data were given."""
+    s, x_t = linear_schedule(30), torch.zeros(2, 3, device="meta")
+    t = torch.ones(2, dtype=torch.long, device="meta")
+    for eps_theta in (
+        gaussian_oracle(s, torch.zeros(3), torch.eye(3)),
+        finite_oracle(s, normal(0, (4, 3))),
+    ):
+        eps = eps_theta(x_t, t)
+        assert (eps.device.type, eps.dtype) == ("meta", torch.float32)
 
 
 def mean_and_error(v):
@@ -348,7 +373,7 @@ def test_samples_with_the_gradient_oracle_are_gradients():
         (lambda s: gaussian_floor(s, -torch.eye(2)), "negative eigenvalues, got -1"),
         (
             lambda s: gaussian_nll(torch.zeros(2), torch.ones(2, 2), torch.zeros(1, 2)),
-            "singular",
+            r"^a singular covariance has no density, so no -log p\(x_0\)$",
         ),
         (lambda s: finite_oracle(s, torch.zeros(0, 3)), r"N >= 1"),
         (lambda s: gradient_oracle(s, 1, 1), "at least 2 pixels"),

@@ -482,13 +482,12 @@ def test_interpolation_mixes_x_t_not_x_0(s, shape, lam, seed, sigma2, clip, data
 
     Seen by the network at its first call: the two noises are the generator's first two
     draws, each with its picture. The paper prints x_0 and x'_0 in the mixture; mixing
-    clean pictures before the noise is a cross-fade.
+    clean pictures before the noise is a cross-fade. λ as Python's floats keeps them.
     """
     x_0, x_0_prime = normal(seed, shape), normal(seed + 1, shape)
     t = data.draw(st.integers(1, s.T))
     g, replay = (torch.Generator().manual_seed(seed) for _ in range(2))
     network = Recorder()
-    lam = torch.tensor(lam, dtype=torch.float64)
     result = interpolate(s, network, x_0, x_0_prime, lam, t, g, sigma2, clip)
     steps = torch.full(shape[:1], t)
     x_t, x_t_prime = (
@@ -565,6 +564,20 @@ def test_interpolation_keeps_the_pictures_dtype(s, shape, dtype, seed):
     lam = torch.tensor([0.25, 1.0], dtype=torch.float64)
     assert interpolate(s, network, x_0, -x_0, lam, s.T, g).dtype == dtype
     assert {x.dtype for x in network.x} == {dtype}
+
+
+@given(short, pairs, lambdas, seeds, st.data())
+def test_interpolation_clips_where_it_is_told_to(s, shape, lam, seed, data):
+    """Alg. 2's last step gives x̂_0, which `clip` keeps in [-1, 1] for any network; this
+    one points far outside."""
+    x_0, t = normal(seed, shape), data.draw(st.integers(1, s.T))
+
+    def run(clip):
+        g = torch.Generator().manual_seed(seed)
+        return interpolate(s, lambda x, t: x + 1e6, x_0, -x_0, lam, t, g, clip=clip)
+
+    assert float(run(True).abs().max()) <= 1 + RTOL
+    assert float(run(False).abs().max()) > 1
 
 
 BAD_LAMBDA = [[-0.01], [1.01], [0.5, 2.0], [math.nan], [[0.5]], 0.5, []]

@@ -66,7 +66,7 @@ def L_T(s: Schedule, x_0: Tensor) -> Tensor:
     Args: the schedule; x_0 (B, ...). Returns: (B,), nats, float64.
     """
     x_0 = x_0.double()
-    alpha_bar = s.alpha_bar[-1].to(x_0.device)
+    alpha_bar = s.alpha_bar[-1]
     zero, one = torch.zeros_like(alpha_bar), torch.ones_like(alpha_bar)
     return _sum(gaussian_kl(alpha_bar.sqrt() * x_0, 1 - alpha_bar, zero, one))
 
@@ -152,7 +152,7 @@ def bits_per_dim(
         raise ValueError(f"need a picture and chunk >= 1, got {len(level)} and {chunk}")
     s, to_bits = s.to(x_0.device), 1 / (level[0].numel() * math.log(2))
     t, weight = _draw_t(s, x_0, draws, generator)
-    terms = torch.zeros(len(x_0), s.T + 1, dtype=torch.float64, device=x_0.device)
+    terms = level.new_zeros(len(x_0), s.T + 1)
     mse, seen = torch.full_like(terms, math.nan), 0
     mse[:, 0] = 0
     with _evaluating(eps_theta), torch.no_grad():
@@ -177,16 +177,17 @@ def _draw_t(
     P(t) is in proportion to 1/t, about as L_{t-1} falls (table 4), and each counts for
     1 / (draws P(t)). Draw k is from the k-th of `draws` equally likely parts of 2..T.
     """
-    every = torch.arange(1, s.T + 1, device=x_0.device).expand(len(x_0), -1)
+    every = torch.arange(1, s.T + 1, device=x_0.device)
     if draws is None:
-        return every, torch.ones_like(every, dtype=torch.float64)
+        t = every.expand(len(x_0), -1)
+        return t, torch.ones_like(t, dtype=torch.float64)
     if draws < 1 or s.T == 1:
         raise ValueError(f"draws must be >= 1, of t = 2..T, got {draws} and T = {s.T}")
-    P = 1 / every[0, 1:].double()
+    P = every[1:].double().reciprocal()
     P /= P.sum()
-    size, part = (len(x_0), draws), torch.arange(draws, device=x_0.device)
-    u = torch.rand(size, generator=generator, dtype=torch.float64, device=x_0.device)
-    i = torch.searchsorted(P.cumsum(0), (part + u) / draws).clamp(max=s.T - 2)
+    part = torch.arange(draws, device=x_0.device)
+    u = P.new_empty(len(x_0), draws).uniform_(generator=generator)
+    i = torch.searchsorted(P.cumsum(0)[:-1], (part + u) / draws)
     return pad(2 + i, (1, 0), value=1), pad(1 / (draws * P[i]), (1, 0), value=1)
 
 
@@ -198,7 +199,7 @@ def _chunks(
     Equal t stay together, and calls are full however few the pictures.
     """
     pictures = torch.arange(len(t), device=t.device)
-    for first, columns in ((True, slice(0, 1)), (False, slice(1, None))):
+    for first, columns in ((True, slice(1)), (False, slice(1, None))):
         t_i, w = t[:, columns].T.flatten(), weight[:, columns].T.flatten()
         i = pictures.repeat(len(t_i) // len(t))
         for j in range(0, len(i), chunk):

@@ -52,7 +52,7 @@ def log_decoder(level: Tensor, mean: Tensor, variance: float) -> Tensor:
     low = ((level - 0.5) / 127.5 - 1).masked_fill(level == 0, -math.inf)
     high = ((level + 0.5) / 127.5 - 1).masked_fill(level == 255, math.inf)
     a, b = (low - mean) / sigma, (high - mean) / sigma
-    right = a + b > 0
+    right = a > -b
     a, b = torch.where(right, -b, a), torch.where(right, -a, b)
     log_a: Tensor = torch.special.log_ndtr(a)
     log_b: Tensor = torch.special.log_ndtr(b)

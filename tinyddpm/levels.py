@@ -106,8 +106,8 @@ def nodes(snr: float, G: Tensor) -> tuple[Tensor, Tensor]:
     sd = 1 / (snr * float(G.diag().max())) ** 0.5 / STEP  # in levels
     spacing, reach = max(1 / 32, 0.75 * min(sd, sd**2)), _reach(snr, G)
     level = torch.arange(-reach, 256 + reach, max(1, math.floor(spacing)))
-    weight = torch.ones(len(level), dtype=torch.float64)
-    if spacing < 2 and 2 * reach < 255:
+    weight = torch.ones_like(level)
+    if spacing < 2 and reach < 128:
         weight[level == reach] = 256 - 2 * reach
         kept = (level <= reach) | (level >= 256 - reach)
         level, weight = level[kept], weight[kept]

@@ -66,7 +66,7 @@ def gaussian_floor(s: Schedule, cov: Tensor) -> Tensor:
     with λ_i the eigenvalues of Σ (D, D); for Σ = I it is ᾱ_t.
     Returns: (T+1,), float64; entry 0 is nan, for without noise there is no ε to find.
     """
-    variance, _ = _eigen(cov.new_zeros(len(cov), dtype=torch.float64), cov)
+    variance, _ = _eigen(cov.new_zeros(len(cov)), cov)
     signal = s.alpha_bar[1:, None] * variance
     floor = (signal / (signal + 1 - s.alpha_bar[1:, None])).mean(1)
     return torch.cat([floor.new_full((1,), math.nan), floor])
@@ -155,7 +155,7 @@ def gradient_floor(s: Schedule, height: int, width: int) -> Tensor:
         axis, weight = nodes(snr, G)
         y = torch.cartesian_prod(axis, axis)
         m, log_p = posterior(y, snr, G)
-        p = torch.outer(weight, weight).flatten() * (log_p - log_p.max()).exp()
+        p = torch.outer(weight, weight).flatten() * log_p.exp()
         trace = ((m @ G) * (y - m)).sum(1)
         floor[t] = snr / (height * width) * (p * trace).sum() / p.sum()
     return floor

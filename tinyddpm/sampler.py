@@ -181,12 +181,12 @@ def interpolate(
     Returns: (L, B, ...), one row of pictures for each λ.
     """
     _same_shape("x_0_prime", x_0_prime, "x_0", x_0)
-    lam = torch.as_tensor(lam, dtype=x_0.dtype, device=x_0.device)
+    lam = torch.as_tensor(lam, dtype=torch.float64).to(x_0)
     if lam.ndim != 1 or len(lam) < 1 or not bool(((lam >= 0) & (lam <= 1)).all()):
         raise ValueError(f"lam must be a row of numbers in [0, 1], got {lam}")
     if not 1 <= t <= s.T:
         raise ValueError(f"t must lie in 1..{s.T}, got {t}")
-    steps = torch.full(x_0.shape[:1], t, device=x_0.device)
+    steps = x_0.new_full(x_0.shape[:1], t, dtype=torch.long)
     x_t = q_sample(s, x_0, steps, _randn_like(x_0, generator))
     x_t_prime = q_sample(s, x_0_prime, steps, _randn_like(x_0, generator))
     weights = lam.view(-1, *[1] * x_0.ndim)

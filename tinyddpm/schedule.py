@@ -113,16 +113,16 @@ def _end_points(
     T steps add the same. Below T = 20 that asks for β_T >= 1: give both then.
     """
     _check_T(T)
-    if (beta_1 is None) != (beta_T is None):
+    if beta_1 is None and beta_T is None:
+        if T <= 20:
+            raise ValueError(
+                f"the paper's end points scaled to T = {T} give beta_T = {20 / T:g}, "
+                f"which is not below 1; give beta_1 and beta_T, or T > 20"
+            )
+        return 1e-4 * 1000 / T, 0.02 * 1000 / T
+    if beta_1 is None or beta_T is None:
         raise ValueError("give both beta_1 and beta_T, or neither")
-    if beta_1 is not None and beta_T is not None:
-        return beta_1, beta_T
-    if T <= 20:
-        raise ValueError(
-            f"the paper's end points scaled to T = {T} give beta_T = {20 / T:g}, "
-            f"which is not below 1; give beta_1 and beta_T, or T > 20"
-        )
-    return 1e-4 * 1000 / T, 0.02 * 1000 / T
+    return beta_1, beta_T
 
 
 def _warn_if_signal_is_left(s: Schedule) -> Schedule:
