@@ -57,7 +57,10 @@ def read(folder: Path) -> Tensor:
     """
     for path in (folder / NAME, folder / f"{NAME}.gz"):
         if path.is_file():
-            return pad(read_idx_images(path), (2, 2, 2, 2))
+            images = read_idx_images(path)
+            if images.shape[2:] != (28, 28):
+                raise ValueError(f"{path} is {tuple(images.shape)}, expected 28x28")
+            return pad(images, (2, 2, 2, 2))
     raise FileNotFoundError(
         f"{folder} holds no {NAME} or {NAME}.gz; give --data, or --download"
     )

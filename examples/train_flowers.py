@@ -57,8 +57,6 @@ def main(argv: list[str]) -> None:
         block=ConvNeXtBlock if c.convnext else ResBlock,
         attention=LinearAttention if c.linear else SelfAttention,
     ).to(device)  # fmt: skip
-    if c.size % net.factor:  # each level but the last halves it
-        raise ValueError(f"--size must be a multiple of {net.factor}, got {c.size}")
 
     progress = Progress(out, c, net, args.resume)
     ema = fit(s, net, draw, c, progress, out / "checkpoint.pt", args.resume)

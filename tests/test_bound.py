@@ -446,7 +446,7 @@ def direct(s, net, x_0, sigma2="beta"):
     return torch.stack(columns, 1) * BITS / D
 
 
-@pytest.mark.parametrize("sigma2", ["beta", "beta_tilde"])
+@pytest.mark.parametrize("sigma2", ["beta", "beta_tilde", "fixedlarge"])
 @pytest.mark.parametrize("chunk", [1, 2, 5, 1000])
 def test_bits_per_dim_has_each_term_of_each_picture(sigma2, chunk):
     """Eq. 5: L_T, L_{t-1} for t = T..2, L_0 and their sum, for each picture, in

@@ -169,6 +169,7 @@ REFUSED = {
         "--data {}/junk",
         "begins with 68656c6c, expected",
     ),
+    "no clothes": ("train_fashion", "--data {}/small", "20, 20.*, expected 28x28"),
     "no sprites": ("train_sprites", "--data {}/x.npy", r"x\.npy: No such file"),
     "a folder": ("train_sprites", "--data {}", "Is a directory"),
     "no npy": ("train_sprites", "--data {}/junk/photo.jpg", r"is no \.npy file"),
@@ -181,7 +182,7 @@ REFUSED = {
     "odd size": (
         "train_flowers",
         "--data {}/ok --size 60",
-        "be a multiple of 8, got 60",
+        "must be multiples of 8, .* got 60 x 60",
     ),
     "no device": ("train_flowers", "--device gpu", "--device must be"),
     "no samples": ("train_flowers", "--samples 0", "samples must be at least 1, got 0"),
@@ -206,6 +207,8 @@ def test_bad_input_ends_in_a_sentence(case, example, tmp_path, monkeypatch):
     junk.mkdir()
     (junk / "train-images-idx3-ubyte").write_bytes(b"hello")
     (junk / "photo.jpg").write_bytes(b"hello")
+    (tmp_path / "small").mkdir()
+    write_idx(tmp_path / "small" / "train-images-idx3-ubyte", size=20)
     (tmp_path / "ok").mkdir()
     Image.new("RGB", (9, 7)).save(tmp_path / "ok" / "photo.png")
     name, flags, says = REFUSED[case]

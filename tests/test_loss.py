@@ -227,6 +227,6 @@ def test_a_shape_that_merely_broadcasts_is_refused(shape):
 
 
 def test_an_unknown_sigma2_is_refused():
-    """σ_t² is "beta" or "beta_tilde"; anything else is an error, not a default."""
+    """σ_t² has a name that `Schedule.sigma2` knows; another is an error, no default."""
     with pytest.raises(ValueError, match=r"'beta', 'beta_tilde' or.*got 'learned'"):
         weight(linear_schedule(), torch.tensor([5]), "learned")

@@ -648,6 +648,16 @@ def test_a_wrong_t_is_refused(t):
 
 
 def test_an_unknown_sigma2_is_refused():
-    """σ_t² is "beta" or "beta_tilde"; anything else is an error, not a default."""
+    """σ_t² has a name that `Schedule.sigma2` knows; another is an error, no default."""
     with pytest.raises(ValueError, match=r"'beta', 'beta_tilde' or.*got 'learned'"):
         sample(linear_schedule(), some_network, (1, 2), sigma2="learned")
+
+
+def test_fixedlarge_samples_as_beta_does():
+    """The authors' σ_1² matters to eq. 13 alone: Algorithm 2 adds no noise at t = 1."""
+    s = linear_schedule(30)
+    large, beta = (
+        sample(s, some_network, (2, 3), torch.Generator().manual_seed(0), sigma2)
+        for sigma2 in ("fixedlarge", "beta")
+    )
+    assert torch.equal(large, beta)

@@ -8,10 +8,10 @@ By eq. 11, μ_θ(x_t, t) = μ̃_t(x_t, x̂_0): the terms below take x̂_0 (eq. 1
 the network. Each is a sum over the D numbers of a picture, in nats, evaluated in
 float64; bits/dim is nats / (D ln 2).
 
-Three things differ from the authors' code, whose figures the paper prints. They clamp
+Four things differ from the authors' code, whose figures the paper prints. They clamp
 x̂_0 to [-1, 1] before taking μ_θ of it: `clip=True` does so too. Their σ_1² in eq. 13 is
-β̃_2: `sigma2="fixedlarge"` has it. And their Φ there is approximate, where ours is exact
-(`decoder.py` says what the last two are worth).
+β̃_2: `sigma2="fixedlarge"` has it. And there their Φ is approximate, ours exact, and no
+number costs more than 40 bits (`decoder.py` says more).
 """
 
 import math

@@ -7,7 +7,7 @@ What does not: the terms of the bound before it (`bound.py`), and sending it
 Differences from the authors' code. There Φ is a tanh formula, off by up to 2e-4, and a
 bin's probability is floored at 1e-12, so that no number costs more than 40 bits however
 wrong the mean is. Here Φ is exact in both tails, and nothing is floored. And there σ_1²
-is β̃_2 for σ_t² = β_t too, 0.54 of β_1: `sigma2="fixedlarge"` does so. It is worth 0.12
+is β̃_2 for σ_t² = β_t too, 0.55 of β_1: `sigma2="fixedlarge"` does so. It is worth 0.12
 bits/dim at the paper's RMSE of 0.95: L_0 is then the paper's 1.97, with β_1 it is 2.09.
 """
 

@@ -41,6 +41,6 @@ def write_whole(path: str | Path) -> Iterator[BinaryIO]:
             os.close(folder)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = str(path)  # a full disk does not say which file it was
         raise

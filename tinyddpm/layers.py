@@ -55,7 +55,9 @@ class Dropout(nn.Dropout):
         """(B, C, H, W) -> (B, C, H, W)."""
         if x.device.type != "cpu" or not self.training or torch.compiler.is_compiling():
             return super().forward(x)
-        drop = min(round(self.p * 2**16), 2**16 - 1)  # p < 1 keeps something
+        drop = round(self.p * 2**16)
+        if drop == 2**16:
+            return torch.zeros_like(x)
         n = x.numel()
         coins = torch.empty(-(-n // 4), dtype=torch.long).random_(-(2**63), None)
         keep = torch.empty_like(x)  # 1 or 0, as x lies in memory

@@ -99,13 +99,13 @@ def _casts(device: torch.device, bf16: bool | None) -> bool:
 
 
 def join(device: torch.device, checkpoint: Path) -> tuple[torch.device, bool]:
-    """Joins the processes that torchrun started, if it did.
+    """Joins the processes that torchrun started on one machine, if it did.
 
     Args:
         checkpoint: the file that the run is, or will be, kept in.
     Returns: this process's device, the GPU of its number where `device` is one; and
-        whether the run should resume: torchrun started it anew after a failure, and no
-        checkpoint was there at first, so that one that is there now is its own.
+        whether the run should resume: no checkpoint was there when torchrun first
+        started it, so that one that is there now is its own.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return device, False
@@ -123,9 +123,8 @@ def join(device: torch.device, checkpoint: Path) -> tuple[torch.device, bool]:
 
     store, number, count = next(rendezvous("env://"))
     # torchrun keeps the store over a restart: what the first attempt wrote stays
-    at_first = store.compare_set(
-        "checkpoint", "", "found" if checkpoint.exists() else "none"
-    )
+    found = checkpoint.exists()
+    at_first = store.compare_set("checkpoint", "", "found" if found else "none")
     # and so do the addresses of the dead
     restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     dist.init_process_group(
@@ -134,7 +133,7 @@ def join(device: torch.device, checkpoint: Path) -> tuple[torch.device, bool]:
         rank=number,
         world_size=count,
     )
-    return device, restarts > 0 and at_first == b"none"
+    return device, found and at_first == b"none"
 
 
 def rank() -> int:
@@ -172,7 +171,8 @@ def gather(x: Tensor) -> Tensor:
 def any_process(flag: bool) -> bool:
     """Whether the flag is set in any of the processes, once every one is here.
 
-    The hosts ask each other, over gloo: no GPU is waited for.
+    The hosts ask each other, over gloo: no GPU is waited for. (A group made by hand
+    for GPUs must be able to: "cpu:gloo,cuda:nccl".)
     """
     if world() == 1:
         return flag

@@ -67,8 +67,8 @@ class Schedule:
 
         The first is the best choice for x_0 ~ N(0, I), the second for a single x_0.
         "fixedlarge" is what the authors' code does under that name for the first: β_t,
-        but β̃_2 at t = 1. Only eq. 13 sees the difference (`decoder.py`): the last step
-        of Algorithm 2 adds no noise.
+        but β̃_2 at t = 1. Only eq. 13 (`decoder.py`), and eq. 12's factor at t = 1, see
+        the difference: the last step of Algorithm 2 adds no noise.
         """
         if choice == "beta":
             return self.beta
@@ -182,7 +182,7 @@ def check_t(s: Schedule, t: Any, x: Tensor, first: int = 1) -> None:
 
     On a GPU, and where this is compiled, to look at the values would make the host
     wait, or break the graph. There the kernel is told to stop below `first`; above T
-    `at` stops it. (Compiled, `at` alone would read -1 as T.) Tried on a CPU only.
+    `at` stops it. (Compiled, `at` alone would read -1 as T.)
     """
     if not x.is_floating_point():
         raise ValueError(

@@ -115,6 +115,7 @@ def fit(
     Args:
         s: the schedule.
         net: ε_θ, (x_t, t) or (x_t, t, c) -> eps_hat; trained in place, on its device.
+            It is asked once in eval mode before anything else: does it fit the data?
         draw: draw(B, generator) -> (x_0,) or (x_0, c), as `data.drawer` makes it.
         config: config.batch is over all processes of torch.distributed.
         log: gets a `Record` every config.log_every steps and at the end, in process 0.
@@ -123,8 +124,8 @@ def fit(
         resume: go on from that file, if it is there.
     Returns: the moving average of net, the one to sample from.
     Raises:
-        ValueError: data outside [-1, 1], or a checkpoint that is damaged or of another
-            run.
+        ValueError: data outside [-1, 1] or not for this network, a batch that the
+            processes cannot share evenly, a checkpoint damaged or of another run.
         FileExistsError: without resume, where a checkpoint is there already.
         FloatingPointError: a loss or weight that is not finite; it was not saved.
         SystemExit: 130 after SIGINT, 143 after SIGTERM, where there is a checkpoint.
