@@ -98,15 +98,24 @@ def test_the_sums_are_taken_where_G_is():
 
 @given(grams, seeds)
 def test_the_peak_is_the_nearest_point_of_the_square(G, seed):
-    """p in [-1, 1]² is nearest to θ̂ in the metric G if and only if (p-θ̂)ᵀG(c-p) >= 0
-    for each corner c: no way into the square leads nearer."""
+    """(p-θ̂)ᵀG(p-θ̂) is 0 where θ̂ is inside [-1, 1]², else the least that any of the
+    four sides has: along a side it is a parabola, least at its foot or at an end."""
     y = 2 * normal(seed, (50, 2))
     p = _peak(y, G)
     assert float(p.abs().max()) <= 1
-    for a in (-1, 1):
-        for b in (-1, 1):
-            way = torch.tensor([a, b], dtype=torch.float64) - p
-            assert float((((p - y) @ G) * way).sum(1).min()) > -1e-11 * float(G.max())
+
+    def distance(x):
+        return (((x - y) @ G) * (x - y)).sum(1)
+
+    least = torch.where((y.abs() <= 1).all(1), 0.0, torch.inf)
+    for k in (0, 1):
+        for bound in (-1.0, 1.0):
+            side = torch.full_like(y, bound)
+            foot = y[:, 1 - k] - (bound - y[:, k]) * G[0, 1] / G[1 - k, 1 - k]
+            side[:, 1 - k] = foot.clamp(-1, 1)
+            least = torch.minimum(least, distance(side))
+    size = float(G.max()) * (y - p).square().sum(1)
+    assert bool(((distance(p) - least).abs() <= 1e-13 * size).all())
 
 
 @given(noises, grams)
