@@ -66,9 +66,8 @@ def test_a_batch_of_mixed_t_is_its_items_one_by_one(seed):
     net, x_t = small(seed), normal(seed + 99, (4, 2, 2, 3))
     t = torch.tensor([1, 7, 7, 1000])
     one_by_one = torch.cat([net(x_t[i : i + 1], t[i : i + 1]) for i in range(4)])
-    rounding = 1e-14 * max(
-        1, float(one_by_one.detach().abs().max())
-    )  # sums in another order
+    size = max(1, float(one_by_one.detach().abs().max()))
+    rounding = 1e-14 * size  # sums in another order
     torch.testing.assert_close(net(x_t, t), one_by_one, rtol=0, atol=rounding)
 
 
