@@ -79,8 +79,8 @@ variances = st.floats(math.log(1e-12), math.log(1e6)).map(math.exp)
 def test_kl_of_two_gaussians(mean1, var1, mean2, var2):
     """KL(q ‖ p) = ∫ q (ln q - ln p), which Gauss-Hermite quadrature sums exactly.
 
-    The quadrature cancels numbers as large as the KL itself plus |ln v_1/v_2|. Its nodes
-    x = m_1 + σ_1 z are rounded by δ = 2⁻⁵² |x|, which ln p feels as δ |x - m_2|/v_2.
+    The quadrature cancels numbers as large as the KL itself plus |ln v_1/v_2|. Its
+    nodes x = m_1 + σ_1 z are rounded by δ = 2⁻⁵² |x|: ln p feels δ |x - m_2|/v_2.
     """
     arguments = [torch.tensor(x).double() for x in (mean1, var1, mean2, var2)]
     exact = float(reference.gaussian_kl(*(x.numpy() for x in arguments)))
