@@ -641,8 +641,7 @@ DATA = (
         "S4:353 28x28 resized to 32x32: levels that are not whole",
         "padded: eq. 13 needs 8-bit levels as they are",
         "examples/train_fashion.py",
-        "return pad(read_idx_images(path), (2, 2, 2, 2))",
-        "images = read_idx_images(path)\n            "
+        "return pad(images, (2, 2, 2, 2))",
         "return torch.nn.functional.interpolate(images.float(), size=32, "
         'mode="bilinear").to(images.dtype)',
         "test_examples.py::test_fashion_is_padded_not_resized",
