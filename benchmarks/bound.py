@@ -1,15 +1,19 @@
 """What the bound costs beside the network calls that it must make.
 
-    python benchmarks/bound.py            # 2 cores, some two minutes
+    python benchmarks/bound.py                     # 2 cores, some two minutes
+    python benchmarks/bound.py --json bound.json
 
 For each network, `bits_per_dim` and the bare calls, eps_theta(x_t, t) on as many
 batches of the same size, are timed in turn in one run, in processor time, so that what
 else the machine does matters little. Printed: the median ratio and the quartiles.
 """
 
+import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -29,8 +33,8 @@ def seconds(do: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def compare(name: str, net: nn.Module, shape: tuple[int, ...], N: int, T: int) -> None:
-    """N pictures and T steps in calls of N pictures: T calls either way."""
+def compare(net: nn.Module, shape: tuple[int, ...], N: int, T: int) -> list[float]:
+    """Quartiles, over N pictures and T steps in calls of N: T calls either way."""
     s, g = linear_schedule(T), torch.Generator().manual_seed(0)
     x_0 = to_float(torch.randint(256, (N, *shape), generator=g, dtype=torch.uint8))
     net.eval()
@@ -45,12 +49,28 @@ def compare(name: str, net: nn.Module, shape: tuple[int, ...], N: int, T: int) -
 
     calls(), bound()  # warm up
     ratios = sorted(seconds(bound) / seconds(calls) for _ in range(ROUNDS))
-    low, median, high = statistics.quantiles(ratios, n=4)
-    print(f"{name:42} {median:.3f}  ({low:.3f} .. {high:.3f})")
+    return statistics.quantiles(ratios, n=4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    args = parser.parse_args()
+    machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"bits_per_dim / its network calls, n = {ROUNDS}; {machine}")
+    small = UNet(3, 16, (1, 2), (1,), 0.0)
+    cases = {
+        "U-Net, base 16, 3x32x32, N = 8, T = 25": (small, (3, 32, 32), 8, 25),
+        "toy MLP, 3x8x8, N = 128, T = 100": (MLP((3, 8, 8)), (3, 8, 8), 128, 100),
+    }
+    rows = {}
+    for name, case in cases.items():
+        low, median, high = rows[name] = compare(*case)
+        print(f"{name:42} {median:.3f}  (quartiles {low:.3f} .. {high:.3f})")
+    if args.json:
+        result = {"machine": machine, "n": ROUNDS, "quartiles": rows}
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    print(f"{'bits_per_dim / its network calls':42} median (quartiles), n = {ROUNDS}")
-    small = UNet(3, 16, (1, 2), (1,), 0.0)
-    compare("U-Net, base 16, 3x32x32, N = 8, T = 25", small, (3, 32, 32), 8, 25)
-    compare("toy MLP, 3x8x8, N = 128, T = 100", MLP((3, 8, 8)), (3, 8, 8), 128, 100)
+    main()

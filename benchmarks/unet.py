@@ -126,7 +126,6 @@ def machine(a: argparse.Namespace) -> dict[str, Any]:
         "cpu": name,
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if a.device == "cuda" else None,
-        "load_at_start": os.getloadavg()[0],
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
