@@ -17,6 +17,7 @@ from tinyddpm.schedule import linear_schedule
 from tinyddpm.unet import UNet
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.parity
 
 # Two levels of 64 and 128 channels, attention at the lower: small, yet every kind of
 # weight is there, and 32 groups have two channels each.
