@@ -174,7 +174,7 @@ FORWARD = (
         "one index for both: eq. 2 iterated t times is eq. 4 at t",
         "forward.py",
         "alpha_bar = at(s.alpha_bar, t, x_0)",
-        "alpha_bar = at(s.alpha_bar, (t - 1).clamp(min=0), x_0)",
+        "alpha_bar = at(s.alpha_bar, (t + 1).clamp(max=s.T), x_0)",
         "test_forward.py::test_steps_compose_to_the_closed_form",
     ),
     Mistake(

@@ -17,7 +17,16 @@ from tinyddpm.checkpoint import load_checkpoint
 from tinyddpm.schedule import linear_schedule
 from tinyddpm.train import fit
 
-from .training_run import CONFIG, PLACES, STEPS, draw, in_a_process, network, train
+from .training_run import (
+    CONFIG,
+    PLACES,
+    STEPS,
+    draw,
+    in_a_process,
+    network,
+    part_of,
+    train,
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +59,9 @@ def kill(folder, rng, place):
     time.sleep(0 if place else rng.uniform(0, 0.05))  # some way into a step or a save
     process.kill()
     process.join()
+    if place in seen:  # a write was under way, or just over
+        part = part_of(folder, process.pid)
+        assert part.exists() == (place != "just renamed"), place
     return seen, process.exitcode
 
 
