@@ -7,7 +7,8 @@
 
 --data is the folder that holds cifar-10-batches-bin, that folder itself, or one .bin
 file of its records. In --out: checkpoint.pt, figures.json, loss.png, and grids of
-samples from the moving average of the weights, step-*.png.
+samples from the moving average of the weights, step-*.png. A run killed while it draws
+a grid goes on without that one; the last grid is drawn again.
 """
 
 import sys
@@ -101,16 +102,20 @@ def train(c: Config, net: nn.Module, images: Tensor, resume: bool) -> None:
         return
     progress = Progress(out, c, net, resume)
 
+    def save_samples(step: int, ema: nn.Module) -> None:
+        with sampling(c, images.device) as generator:
+            shape = (c.samples, 3, 32, 32)
+            x_0 = sample(s, ema, shape, generator, clip=c.clip_x_0)
+        save_png(out / f"step-{step:06}.png", grid(to_uint8(x_0)))
+
     def log(r: Record) -> None:
         progress(r)
-        if r.step % c.sample_every == 0 or r.step == c.steps:
-            with sampling(c, images.device) as generator:
-                shape = (c.samples, 3, 32, 32)
-                x_0 = sample(s, r.ema, shape, generator, clip=c.clip_x_0)
-            save_png(out / f"step-{r.step:06}.png", grid(to_uint8(x_0)))
+        if r.step % c.sample_every == 0 and r.step < c.steps:
+            save_samples(r.step, r.ema)
 
-    fit(s, net, drawer(images, flip=c.flip), c, log, checkpoint, resume)
+    ema = fit(s, net, drawer(images, flip=c.flip), c, log, checkpoint, resume)
     progress.close()
+    save_samples(c.steps, ema)  # after it: a run killed here makes them when resumed
 
 
 if __name__ == "__main__":

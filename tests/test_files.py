@@ -1,5 +1,7 @@
 """write_whole: a file appears whole, or nothing changes."""
 
+import os
+
 import pytest
 
 from tinyddpm.files import write_whole
@@ -27,6 +29,26 @@ def test_who_reads_the_old_file_reads_it_to_its_end(tmp_path):
             file.write(b"new")
         assert reader.read() == b"old"
     assert path.read_bytes() == b"new"
+
+
+def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    """Flushed, renamed, and then the folder flushed: no crash leaves a name alone."""
+    done, path = [], tmp_path / "a.bin"
+
+    def noted(name):
+        original = getattr(os, name)
+
+        def call(*args):
+            done.append((name, path.exists()))
+            return original(*args)
+
+        return call
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(f"tinyddpm.files.os.{name}", noted(name))
+    with write_whole(path) as file:
+        file.write(b"x")
+    assert done == [("fsync", False), ("replace", False), ("fsync", True)]
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])

@@ -14,7 +14,11 @@ from PIL import Image
 
 import train_cifar
 from tinyddpm.checkpoint import load_checkpoint, rebuild
+from tinyddpm.data import drawer
+from tinyddpm.pictures import grid, save_png, to_uint8
 from tinyddpm.progress import errors_as_sentences
+from tinyddpm.sampler import sample
+from tinyddpm.schedule import linear_schedule
 from tinyddpm.unet import UNet
 
 TINY = [
@@ -78,7 +82,7 @@ def test_the_defaults_are_the_papers():
 
 
 def test_a_run_leaves_checkpoint_figures_curve_and_grids(pictures, tmp_path, capsys):
-    """Each is there and whole, says with what settings, and the average is in it."""
+    """Each is there and whole, says with what settings, and the network is in it."""
     out = tmp_path / "out"
     run("--data", pictures, "--out", out, *TINY, "--samples", 2, "--sample-every", 2)
     found = load_checkpoint(out / "checkpoint.pt")
@@ -90,13 +94,53 @@ def test_a_run_leaves_checkpoint_figures_curve_and_grids(pictures, tmp_path, cap
     assert found.step == 4
     assert [row[0] for row in figures["losses"]] == [1, 2, 3, 4]
     for name in ("step-000002.png", "step-000004.png"):
-        with Image.open(out / name) as grid:
-            assert grid.mode == "RGB"
-            assert min(grid.size) >= 64
+        with Image.open(out / name) as picture:
+            assert picture.mode == "RGB"
+            assert min(picture.size) >= 64
     with Image.open(out / "loss.png") as curve:
         curve.verify()
     net = rebuild(found)
     assert net(torch.zeros(1, 3, 32, 32), torch.tensor([1])).shape == (1, 3, 32, 32)
+
+
+def test_the_grid_is_of_the_moving_average_and_is_made_again(pictures, tmp_path):
+    """The last grid, by hand from the checkpoint's EMA; lost to a kill, it comes back.
+
+    Sampled after one step at a large rate, of which the slow average holds little, so
+    that the network's own samples would differ.
+    """
+    out = tmp_path / "out"
+    where = ("--data", pictures, "--out", out, *TINY, "--steps", 1)
+    run(*where, "--lr", 0.1, "--warmup", 0)
+    last = out / "step-000001.png"
+    made, found = last.read_bytes(), load_checkpoint(out / "checkpoint.pt")
+    grids = {}
+    for weights in ("ema", "weights"):
+        generator = torch.Generator().manual_seed(0)
+        x_0 = sample(
+            linear_schedule(24), rebuild(found, weights), (4, 3, 32, 32), generator
+        )
+        save_png(tmp_path / f"{weights}.png", grid(to_uint8(x_0)))
+        grids[weights] = (tmp_path / f"{weights}.png").read_bytes()
+    assert made == grids["ema"] != grids["weights"]
+    last.unlink()
+    run(*where, "--lr", 0.1, "--warmup", 0, "--resume")
+    assert last.read_bytes() == made
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_flips_are_a_setting_that_is_obeyed(pictures, tmp_path, monkeypatch, flip):
+    """App. B mirrors the pictures; --no-flip does not."""
+    asked = []
+
+    def noted(images, flip):
+        asked.append(flip)
+        return drawer(images, flip=flip)
+
+    monkeypatch.setattr(train_cifar, "drawer", noted)
+    flag = "--flip" if flip else "--no-flip"
+    run("--data", pictures, "--out", tmp_path / "out", *TINY, "--steps", 1, flag)
+    assert asked == [flip]
 
 
 def test_resume_goes_on_and_another_config_is_refused(pictures, tmp_path):
