@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from tinyddpm.checkpoint import load_checkpoint
-from tinyddpm.runtime import join
+from tinyddpm.runtime import join, seed_masks
 
 from .training_run import CONFIG, alone, one_of_two, processes
 
@@ -71,6 +71,18 @@ def test_two_processes_are_one_to_rounding(tmp_path, micro_batch):
     assert worst < 1e-10
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_each_process_and_step_has_dropout_masks_of_its_own(monkeypatch):
+    """Rank, step and seed each change the masks, and the same three give the same."""
+    drawn = []
+    with torch.random.fork_rng([]):
+        for rank, step, seed in [(0, 5, 0), (1, 5, 0), (0, 6, 0), (0, 5, 1), (0, 5, 0)]:
+            monkeypatch.setattr("tinyddpm.runtime.rank", lambda rank=rank: rank)
+            seed_masks(seed, step, torch.device("cpu"))
+            drawn.append(tuple(torch.rand(3).tolist()))
+    assert len(set(drawn)) == 4
+    assert drawn[0] == drawn[4]
 
 
 def test_a_signal_to_one_process_ends_both_after_the_same_step(tmp_path):

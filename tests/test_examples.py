@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import struct
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +17,11 @@ import torch
 from PIL import Image, ImageSequence
 
 from tests.mistakes import MISTAKES
+from tinyddpm.checkpoint import load_checkpoint, rebuild
+from tinyddpm.pictures import save_png, to_uint8
 from tinyddpm.progress import Progress, errors_as_sentences
+from tinyddpm.sampler import sample
+from tinyddpm.schedule import linear_schedule
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = ["--steps", "4", "--batch", "2", "--log-every", "2", "--save-every", "2"]
@@ -96,6 +101,37 @@ def test_a_run_leaves_its_pictures_figures_and_checkpoint(name, request, tmp_pat
             times = [f.info["duration"] for f in ImageSequence.Iterator(gif)]
         assert sum(times) == 24 * 160 + 2000
         assert times[-1] >= 2000
+
+
+@pytest.mark.parametrize("name", ["fashion", "sprites", "flowers"])
+def test_the_grid_is_of_the_moving_average(name, request, tmp_path, monkeypatch):
+    """It is what the checkpoint's EMA gives, each row of sprites for its own class.
+
+    Of a fast run and a slow average, so that the weights themselves give another.
+    """
+    module, flags = request.getfixturevalue(name)
+    learned, draw = [], module.drawer
+
+    def noted(images, labels=None, **more):
+        learned.append(labels)
+        return draw(images, labels, **more)
+
+    monkeypatch.setattr(module, "drawer", noted)
+    fast = ["--ema", "0.9", "--lr", "0.05", "--warmup", "0", "--no-bf16"]
+    run((module, flags), out := tmp_path / "out", *fast)
+    found, s, made = load_checkpoint(out / "checkpoint.pt"), linear_schedule(24), {}
+    n, classes = 4, None
+    if name == "sprites":
+        assert learned[0].tolist() == [0, 1, 1, 0, 1]
+        n, classes = 12, torch.arange(3).repeat_interleave(4)  # the last is for none
+    for which in ("ema", "weights"):
+        net = rebuild(found, which)
+        eps_theta = net if classes is None else partial(net, c=classes)
+        generator = torch.Generator().manual_seed(0)
+        x_0 = sample(s, eps_theta, (n, *found.shape), generator, clip=True)
+        save_png(tmp_path / which, module.grid(to_uint8(x_0), 4))
+        made[which] = (tmp_path / which).read_bytes()
+    assert (out / "grid.png").read_bytes() == made["ema"] != made["weights"]
 
 
 def test_a_killed_run_goes_on_and_no_run_is_overwritten(sprites, tmp_path, monkeypatch):

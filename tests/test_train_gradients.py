@@ -53,6 +53,8 @@ def test_a_run_leaves_its_files_and_figures(tmp_path, capsys):
     assert by_tenth / 25 == pytest.approx(f["L_simple"], rel=1e-9)
     assert [step for step, *_ in f["losses"]] == [5, 10, 15, 20]
     assert f["config"]["height"] == 2
+    outside = {name: f[name]["rms_outside_the_plane"] for name in ("network", "oracle")}
+    assert outside["oracle"] < 1 < outside["network"]  # 20 steps teach little
     last = capsys.readouterr().out.splitlines()
     assert last[-1].strip() == f"the data's entropy: {16 / 6:.3f} bits/dim"
 
