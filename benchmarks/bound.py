@@ -1,11 +1,12 @@
 """What the bound costs beside the network calls that it must make.
 
-    python benchmarks/bound.py                     # 2 cores, some two minutes
+    python benchmarks/bound.py                     # some two minutes
     python benchmarks/bound.py --json bound.json
 
 For each network, `bits_per_dim` and the bare calls, eps_theta(x_t, t) on as many
-batches of the same size, are timed in turn in one run, in processor time, so that what
-else the machine does matters little. Printed: the median ratio and the quartiles.
+batches of the same size, are timed in turn in one run, in processor time and on one
+thread (a second that waits counts as work), so that what else the machine does matters
+little. Printed: the median ratio and the quartiles.
 """
 
 import argparse
@@ -37,12 +38,13 @@ def compare(net: nn.Module, shape: tuple[int, ...], N: int, T: int) -> list[floa
     """Quartiles, over N pictures and T steps in calls of N: T calls either way."""
     s, g = linear_schedule(T), torch.Generator().manual_seed(0)
     x_0 = to_float(torch.randint(256, (N, *shape), generator=g, dtype=torch.uint8))
+    x_t = torch.randn(x_0.shape, generator=g)
     net.eval()
 
     @torch.no_grad()
     def calls() -> None:
         for step in range(1, T + 1):
-            net(x_0, torch.full((N,), step))
+            net(x_t, torch.full((N,), step))
 
     def bound() -> None:
         bits_per_dim(s, net, x_0, g, chunk=N)
@@ -56,7 +58,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="write the figures there too")
     args = parser.parse_args()
-    machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    torch.set_num_threads(1)
+    machine = f"one thread, torch {torch.__version__}"
     print(f"bits_per_dim / its network calls, n = {ROUNDS}; {machine}")
     small = UNet(3, 16, (1, 2), (1,), 0.0)
     cases = {

@@ -195,6 +195,12 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
     return report(a, times, counts, 2 * size**3)
 
 
+def turn_by_turn(ours: list[float], theirs: list[float]) -> list[float] | None:
+    """Quartiles of the ratio in each round."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return statistics.quantiles(ratios, n=4) if len(ratios) > 1 else None
+
+
 def report(
     a: argparse.Namespace,
     times: dict[tuple[str, str], list[float]],
@@ -211,6 +217,7 @@ def report(
             "quartiles": statistics.quantiles(values, n=4) if a.n > 1 else None,
             "pictures_per_second": a.batch / median[name, kind],
             "time_over_diffusers": median[name, kind] / median["diffusers", kind],
+            "turn_by_turn": turn_by_turn(values, times["diffusers", kind]),
             "gflop_per_picture": counts[name, kind] / 1e9,
             "share_of_matrix_rate": counts[name, kind]
             * a.batch
@@ -238,12 +245,16 @@ def report(
     }
 
 
+def spread(quartiles: list[float] | None) -> str:
+    return f"{quartiles[0]:.3f}..{quartiles[2]:.3f}" if quartiles else "-"
+
+
 def show(result: dict[str, Any]) -> None:
     setting = ", ".join(f"{k} {v}" for k, v in result["settings"].items())
     print(setting)
     print(", ".join(f"{k} {v}" for k, v in result["machine"].items()))
     print(f"matrix product: {result['matrix_tflop_per_second']:.3f} TFLOP/s\n")
-    head = ("ms", "pictures/s", "time ratio", "GFLOP/pic", "of matrix rate")
+    head = ("ms", "pictures/s", "time ratio", "by turns", "GFLOP/pic", "of matrix rate")
     print(f"{'':34}" + "".join(f"{word:>15}" for word in head))
     for row in result["rows"]:
         print(
@@ -251,6 +262,7 @@ def show(result: dict[str, Any]) -> None:
             f"{1e3 * row['seconds']:15.1f}"
             f"{row['pictures_per_second']:15.2f}"
             f"{row['time_over_diffusers']:15.3f}"
+            f"{spread(row['turn_by_turn']):>15}"
             f"{row['gflop_per_picture']:15.2f}"
             f"{row['share_of_matrix_rate']:15.1%}"
         )

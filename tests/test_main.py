@@ -25,6 +25,7 @@ from tinyddpm.oracle import gradient_oracle
 from tinyddpm.pictures import grid, save_png, to_float, to_uint8
 from tinyddpm.report import save_rate_distortion_plot, table
 from tinyddpm.sampler import interpolate, sample
+from tinyddpm.unet import UNet
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 T, SHAPE = 24, (3, 4, 4)
@@ -243,12 +244,32 @@ def refused(capfd, message):
         raise AssertionError(error)
 
 
+def test_that_samples_are_of_no_class_is_said(tmp_path, capsys):
+    """A network with classes is asked without one here, which stands in the line."""
+    net = UNet(1, 8, (1,), (0,), 0.0, num_classes=2)
+    kept = Checkpoint(
+        step=1,
+        config={},
+        network=("UNet", net.arguments),
+        shape=(1, 4, 4),
+        beta=linear_schedule(T).beta[1:],
+        weights=net.state_dict(),
+        ema=net.state_dict(),
+        optimiser={"state": {}},
+    )
+    save_checkpoint(tmp_path / "c.pt", kept)
+    run("sample", tmp_path / "c.pt", "--pictures", 1, "--out", tmp_path / "a.png")
+    assert 'σ² = beta, for the class "none"' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("command", "flags", "message"),
     [
         ("sample", ["--pictures", "0"], "--pictures must be at least 1, got 0"),
         ("sample", ["--out", "x.jpg"], r"written as \.png files, got 'x\.jpg'"),
         ("sample", ["--device", "cuda:99"], "CUDA devices"),
+        ("sample", ["--seed", "-1"], r"--seed must lie in 0\.\.2\^62 - 1, got -1"),
+        ("sample", ["--pictures", f"{10**15}"], "memory; give a smaller --pictures"),
         ("interpolate", ["--data", "gradients", "--second", "-1"], "got -1"),
         ("interpolate", ["--data", "gradients", "--t", "25"], r"1\.\.24, got 25"),
         ("interpolate", ["--data", "gradients", "--steps", "0"], "--steps must be"),

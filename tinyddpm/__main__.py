@@ -34,6 +34,7 @@ from .readers import (
     read_npy_images,
 )
 from .report import save_rate_distortion_plot, table
+from .runtime import out_of_memory
 from .sampler import interpolate, p_sample_loop
 from .schedule import Schedule
 
@@ -53,6 +54,11 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(args, f"{error}; install the extra [scripts], see README")
     except ValueError as error:
         return _fail(args, error)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        lower = "--chunk" if args.command == "bound" else "--pictures"
+        return _fail(args, f"out of memory; give a smaller {lower} ({error})")
     return 0
 
 
@@ -110,14 +116,18 @@ def _open(
     args: argparse.Namespace,
 ) -> tuple[Checkpoint, Schedule, nn.Module, Generator]:
     """The checkpoint, and its network on the device, which it says all about."""
+    if not 0 <= args.seed < 2**62:
+        raise ValueError(f"--seed must lie in 0..2^62 - 1, got {args.seed}")
     device = pick_device(args.device)
     checkpoint = load_checkpoint(args.checkpoint)
     kept, name = WEIGHTS[args.weights]
     s, net = Schedule(checkpoint.beta), rebuild(checkpoint, kept).to(device)
-    clipped = ", x̂_0 clamped to [-1, 1]" if args.clip else ""
+    more = ", x̂_0 clamped to [-1, 1]" if args.clip else ""
+    if getattr(net, "num_classes", None) is not None:
+        more += ', for the class "none"'
     print(
         f"{args.checkpoint}: {type(net).__name__} after step {checkpoint.step:,}, "
-        f"{name}; T = {s.T}, σ² = {args.sigma2}{clipped}"
+        f"{name}; T = {s.T}, σ² = {args.sigma2}{more}"
     )
     return checkpoint, s, net, Generator(device).manual_seed(args.seed)
 

@@ -114,8 +114,9 @@ def rebuild(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
         raise ValueError(f"weights must be 'ema' or 'weights', got {weights!r}")
     if checkpoint.network is None:
         raise ValueError(
-            "the network of this checkpoint kept no `arguments`, so it cannot be made "
-            "from the file alone; make it and load `checkpoint.ema` into it"
+            "the network of this checkpoint kept no `arguments`, as a UNet of another "
+            "block or attention than the paper's keeps none, so it cannot be made from "
+            "the file alone; make it in Python and load `checkpoint.ema` into it"
         )
     name, arguments = checkpoint.network
     classes: dict[str, type[nn.Module]] = {"MLP": mlp.MLP, "UNet": unet.UNet}

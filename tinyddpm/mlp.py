@@ -82,6 +82,10 @@ class MLP(nn.Module):
             t: (B,), long, the paper's 1..T.
         Returns: the noise, the shape of x.
         """
+        if not isinstance(t, Tensor):
+            raise ValueError(
+                f"t must be a LongTensor of shape (B,), got {type(t).__name__}"
+            )
         if x.shape[1:] != self.shape or t.shape != x.shape[:1] or t.dtype != torch.long:
             raise ValueError(
                 f"x must be (B, {', '.join(map(str, self.shape))}) and t a LongTensor "

@@ -230,6 +230,11 @@ def signals(on: bool) -> Iterator[list[int]]:
         restore()
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether that is it: on a CPU PyTorch has no error of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "alloc_cpu" in str(error)
+
+
 @contextmanager
 def trouble_explained(batch: int, micro_batch: int | None) -> Iterator[None]:
     """Out of memory: which flag to lower. Another process gone: how to go on."""
@@ -237,7 +242,7 @@ def trouble_explained(batch: int, micro_batch: int | None) -> Iterator[None]:
         yield
     except RuntimeError as error:
         said = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or "alloc_cpu" in said:
+        if out_of_memory(error):
             now = min(micro_batch or batch, batch // world())
             lower = f"lower --micro-batch (the batch stays {batch}: gradients add up)"
             raise torch.OutOfMemoryError(

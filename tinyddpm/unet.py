@@ -260,13 +260,17 @@ class UNet(nn.Module):
                 f"them level by level; got {height} x {width}; pad or crop the pictures"
             )
         for name, index in (("t", t), ("c", c)):
-            if index is not None and (
-                index.dtype != torch.long or index.shape != x.shape[:1]
-            ):
-                raise ValueError(
-                    f"{name} must be a LongTensor of shape (B,) = ({len(x)},); got "
-                    f"{index.dtype}, shape {tuple(index.shape)}"
-                )
+            if name == "c" and index is None:
+                continue
+            if not isinstance(index, Tensor):
+                given = type(index).__name__
+            elif index.dtype != torch.long or index.shape != x.shape[:1]:
+                given = f"{index.dtype}, shape {tuple(index.shape)}"
+            else:
+                continue
+            raise ValueError(
+                f"{name} must be a LongTensor of shape (B,) = ({len(x)},); got {given}"
+            )
         if c is None:
             return
         if self.num_classes is None:
