@@ -508,11 +508,11 @@ def test_dtypes_and_classes_are_refused_by_name():
         net(x, t.double())
     with pytest.raises(ValueError, match=r"c must be a LongTensor.*float64"):
         net(x, t, t.double())
-    for given in ((3,), (None,), (t, 3)):
+    for rest in ((3,), (None,), (t, 3)):
         with pytest.raises(
             ValueError, match=r"must be a LongTensor.*got (int|NoneType)"
         ):
-            net(x, *given)
+            net(x, *rest)
     for low, high in ((-1, 2), (0, 5)):
         with pytest.raises(ValueError, match=f"0..4 .*got {low}..{high}"):
             net(x, t, torch.tensor([low, high, 0]))
