@@ -78,6 +78,7 @@ def main(argv: list[str]) -> None:
     net = UNet(3, c.base, c.multipliers, c.attention, c.dropout).to(device)
     try:
         train(c, net, images, args.resume or restarted)
+        wait_for_all()  # the group ends when process 0 has drawn, and not before
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
