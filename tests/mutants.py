@@ -145,7 +145,8 @@ def take_code(old: object, new: object) -> None:
         old, new = old.__wrapped__, new.__wrapped__
     if isinstance(new, FunctionType):
         if hasattr(old, "__wrapped__"):
-            raise NotImplementedError("a decorator that went")
+            # none is seen so far; it would be counted as killed on import, in the open
+            raise TypeError("new has lost a decorator, and old cannot lose it in place")
         old.__code__ = new.__code__
         old.__defaults__, old.__kwdefaults__ = new.__defaults__, new.__kwdefaults__
 

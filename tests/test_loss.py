@@ -191,6 +191,7 @@ WRONG_T = [
     torch.ones(4),
     torch.ones(4, 1, dtype=torch.long),
     torch.tensor(1),
+    5,
 ]
 
 

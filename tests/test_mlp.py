@@ -117,9 +117,13 @@ def test_time_embedding_refuses_odd_and_tiny_widths(dim):
     [
         (torch.zeros(2, 3, 4, 4), torch.ones(2).long(), r"5, 5\).*got \(2, 3, 4, 4\)"),
         (torch.zeros(2, 75), torch.ones(2).long(), r"\(B, 3, 5, 5\).*got \(2, 75\)"),
-        (torch.zeros(2, 3, 5, 5), torch.ones(1).long(), r"\(B,\).*int64 \(1,\)"),
+        (
+            torch.zeros(2, 3, 5, 5),
+            torch.ones(1).long(),
+            r"\(B,\).*\(2, 3, 5, 5\), got \(1,\)",
+        ),
         (torch.zeros(2, 3, 5, 5), 3, r"LongTensor of shape \(B,\), got int"),
-        (torch.zeros(2, 3, 5, 5), torch.ones(2), r"LongTensor.*got.*float32 \(2,\)"),
+        (torch.zeros(2, 3, 5, 5), torch.ones(2), r"LongTensor.*got torch\.float32"),
         (
             torch.zeros(2, 3, 5, 5).double(),
             torch.ones(2).long(),

@@ -211,9 +211,9 @@ def test_what_cannot_work_is_refused_with_a_sentence(pictures, tmp_path):
     assert "give a folder that can be written" in said
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without CUDA")
-def test_cuda_asked_for_and_absent(pictures, tmp_path):
+def test_cuda_asked_for_and_absent(pictures, tmp_path, monkeypatch):
     """The device, the build of PyTorch, how many it sees, and the way out."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     said = refusal(
         "--data", pictures, *TINY, "--out", tmp_path / "o", "--device", "cuda"
     )

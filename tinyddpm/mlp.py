@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .schedule import check_index
+
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:
     """App. B's sinusoidal position embedding of t: (sin(ω_i t)..., cos(ω_i t)...)
@@ -82,15 +84,12 @@ class MLP(nn.Module):
             t: (B,), long, the paper's 1..T.
         Returns: the noise, the shape of x.
         """
-        if not isinstance(t, Tensor):
+        if x.shape[1:] != self.shape:
             raise ValueError(
-                f"t must be a LongTensor of shape (B,), got {type(t).__name__}"
+                f"x must be (B, {', '.join(map(str, self.shape))}), got "
+                f"{tuple(x.shape)}"
             )
-        if x.shape[1:] != self.shape or t.shape != x.shape[:1] or t.dtype != torch.long:
-            raise ValueError(
-                f"x must be (B, {', '.join(map(str, self.shape))}) and t a LongTensor "
-                f"(B,), got {tuple(x.shape)} and {t.dtype} {tuple(t.shape)}"
-            )
+        check_index("t", t, x)
         if x.dtype != self.first.weight.dtype:
             raise ValueError(
                 f"x must have the dtype of the weights, {self.first.weight.dtype}, "

@@ -1,8 +1,9 @@
 """The variance schedule β_1..β_T and the tables that follow from it (sections 2, 4).
 
 What lives here: the tables β_t, α_t, ᾱ_t, β̃_t, the three schedules that section 4
-chose among, and the one function that indexes a table with a batch of steps. What does
-not: any formula with an x in it (`forward.py`, `sampler.py`).
+chose among, the one function that indexes a table with a batch of steps, and what
+refuses a wrong t. What does not: any formula with an x in it (`forward.py`,
+`sampler.py`).
 
 Index convention. t is the paper's t, 1..T, everywhere. Tables have T + 1 entries, with
 β_0 = 0 and α_0 = ᾱ_0 = 1 (x_0 is data without noise), so that ᾱ_{t-1} is
@@ -177,6 +178,18 @@ def constant_schedule(T: int = 1000, beta: float | None = None) -> Schedule:
     return _warn_if_signal_is_left(Schedule(table))
 
 
+def check_index(name: str, index: Any, x: Tensor) -> None:
+    """Refuses t, or a class c, unless it is a LongTensor of shape (B,) beside x."""
+    if not isinstance(index, Tensor) or index.dtype != torch.long:
+        given = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise ValueError(f"{name} must be a LongTensor of shape (B,), got {given}")
+    if x.ndim < 1 or index.shape != x.shape[:1]:
+        raise ValueError(
+            f"{name} must have shape (B,), one number for each of the B items of a "
+            f"batch of shape {tuple(x.shape)}, got {tuple(index.shape)}"
+        )
+
+
 def check_t(s: Schedule, t: Any, x: Tensor, first: int = 1) -> None:
     """Refuses t unless it is a LongTensor of shape (B,), in first..T, beside x.
 
@@ -189,14 +202,7 @@ def check_t(s: Schedule, t: Any, x: Tensor, first: int = 1) -> None:
             f"pictures must be floating point, got {x.dtype}; to_float scales 8-bit "
             f"pictures to [-1, 1]"
         )
-    if not isinstance(t, Tensor) or t.dtype != torch.long:
-        given = t.dtype if isinstance(t, Tensor) else type(t).__name__
-        raise ValueError(f"t must be a LongTensor of shape (B,), got {given}")
-    if x.ndim < 1 or t.shape != x.shape[:1]:
-        raise ValueError(
-            f"t must have shape (B,), one step for each of the B items of a batch of "
-            f"shape {tuple(x.shape)}, got {tuple(t.shape)}"
-        )
+    check_index("t", t, x)
     if t.device.type != "cpu" or torch.compiler.is_compiling():
         message = f"t must lie in {first}..{s.T}, got one below {first}"
         torch._assert_async((t >= first).all(), message)

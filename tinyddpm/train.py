@@ -67,7 +67,7 @@ def weight(s: Schedule, t: Tensor, sigma2: str = "beta") -> Tensor:
         sigma2: σ_t², as `Schedule.sigma2` names it.
     Returns: (B,), float64, nats.
     """
-    like = torch.as_tensor(t).double()
+    like = torch.as_tensor(t).double()  # so that check_t sees a plain number too
     first = 2 if sigma2 == "beta_tilde" else 1
     check_t(s, t, like, first)
     beta, alpha, alpha_bar = (at(x, t, like) for x in (s.beta, s.alpha, s.alpha_bar))

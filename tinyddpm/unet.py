@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .layers import Downsample, Dropout, GroupNorm, Upsample, glorot, zero
 from .mlp import time_embedding
+from .schedule import check_index
 
 
 class ResBlock(nn.Module):
@@ -259,20 +260,10 @@ class UNet(nn.Module):
                 f"H and W must be multiples of {self.factor}, for the network halves "
                 f"them level by level; got {height} x {width}; pad or crop the pictures"
             )
-        for name, index in (("t", t), ("c", c)):
-            if name == "c" and index is None:
-                continue
-            if not isinstance(index, Tensor):
-                given = type(index).__name__
-            elif index.dtype != torch.long or index.shape != x.shape[:1]:
-                given = f"{index.dtype}, shape {tuple(index.shape)}"
-            else:
-                continue
-            raise ValueError(
-                f"{name} must be a LongTensor of shape (B,) = ({len(x)},); got {given}"
-            )
+        check_index("t", t, x)
         if c is None:
             return
+        check_index("c", c, x)
         if self.num_classes is None:
             raise ValueError(
                 "this UNet has no classes: leave c out, or set num_classes"
