@@ -26,7 +26,7 @@ from tinyddpm.download import download_cifar10
 from tinyddpm.pictures import grid, save_png, to_uint8
 from tinyddpm.progress import Progress, errors_as_sentences
 from tinyddpm.readers import read_cifar10, read_cifar10_file
-from tinyddpm.runtime import join, rank, wait_for_all
+from tinyddpm.runtime import join, rank, trouble_explained, wait_for_all
 from tinyddpm.sampler import sample
 from tinyddpm.schedule import linear_schedule
 from tinyddpm.scripts import PictureConfig, command_line, sampling
@@ -78,7 +78,8 @@ def main(argv: list[str]) -> None:
     net = UNet(3, c.base, c.multipliers, c.attention, c.dropout).to(device)
     try:
         train(c, net, images, args.resume or restarted)
-        wait_for_all()  # the group ends when process 0 has drawn, and not before
+        with trouble_explained(c.batch, c.micro_batch):
+            wait_for_all()  # the group ends when process 0 has drawn, and not before
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

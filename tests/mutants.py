@@ -145,7 +145,7 @@ def take_code(old: object, new: object) -> None:
         old, new = old.__wrapped__, new.__wrapped__
     if isinstance(new, FunctionType):
         if hasattr(old, "__wrapped__"):
-            # none is seen so far; it would be counted as killed on import, in the open
+            # counted with those killed "on import", which the score tells
             raise TypeError("new has lost a decorator, and old cannot lose it in place")
         old.__code__ = new.__code__
         old.__defaults__, old.__kwdefaults__ = new.__defaults__, new.__kwdefaults__

@@ -128,6 +128,23 @@ def test_the_grid_is_of_the_moving_average_and_is_made_again(pictures, tmp_path)
     assert last.read_bytes() == made
 
 
+@pytest.mark.parametrize("sample_every", [1, 2])  # the first grid, the last one
+def test_too_many_samples_for_the_memory(pictures, tmp_path, monkeypatch, sample_every):
+    """The flag to lower is --samples, not one of training; the checkpoint is kept."""
+
+    def full(*args, **kwargs):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] can't allocate memory")
+
+    monkeypatch.setattr(train_cifar, "sample", full)
+    where = ("--data", pictures, "--out", tmp_path / "out", *TINY, "--steps", 2)
+    said = refusal(*where, "--sample-every", sample_every)
+    assert "lower --samples, now 4, and go on with --resume" in said
+    assert "micro-batch" not in said
+    monkeypatch.undo()
+    run(*where, "--sample-every", sample_every, "--resume")
+    assert (tmp_path / "out" / "step-000002.png").exists()
+
+
 @pytest.mark.parametrize("flip", [True, False])
 def test_flips_are_a_setting_that_is_obeyed(pictures, tmp_path, monkeypatch, flip):
     """App. B mirrors the pictures; --no-flip does not."""

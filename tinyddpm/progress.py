@@ -24,6 +24,14 @@ from .pictures import save_loss_plot
 from .runtime import world
 from .state import Record, by_tenth
 
+MENDABLE = (
+    OSError,
+    ValueError,
+    FloatingPointError,
+    MemoryError,
+    torch.OutOfMemoryError,
+)
+
 
 class Progress:
     """The `log` of `fit`: a progress bar with the loss; figures.json, loss.png.
@@ -135,7 +143,7 @@ def errors_as_sentences() -> Iterator[None]:
         sys.exit(
             f"{_script()}: {error}; install the extra [scripts], as the README says"
         )
-    except (OSError, ValueError, FloatingPointError, torch.OutOfMemoryError) as error:
+    except MENDABLE as error:
         said: object = error
         if isinstance(error, OSError) and error.filename:  # the system's, with a number
             said = (

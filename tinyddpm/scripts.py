@@ -15,7 +15,7 @@ import torch
 from torch import Generator
 
 from .config import TrainConfig, flags, from_flags
-from .runtime import autocast
+from .runtime import autocast, out_of_memory
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,17 @@ def command_line(
 
 @contextmanager
 def sampling(c: PictureConfig, device: torch.device) -> Iterator[Generator]:
-    """Bfloat16 as in training, and the source of all noise: its seed is the run's."""
-    with autocast(device, c.bf16):
-        yield Generator(device).manual_seed(c.seed)
+    """Bfloat16 as in training, and the source of all noise: its seed is the run's.
+
+    Raises: MemoryError, where there is too little for so many samples.
+    """
+    try:
+        with autocast(device, c.bf16):
+            yield Generator(device).manual_seed(c.seed)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise MemoryError(
+            f"out of memory while drawing samples; lower --samples, now {c.samples}, "
+            f"and go on with --resume. PyTorch said: {error}"
+        ) from error
