@@ -314,6 +314,7 @@ def test_one_step_is_a_schedule(make):
 
 
 @given(schedules(max_T=50))
+@example(linear_schedule(2, 0.9, 0.99))
 def test_sigma2_names_its_choices(s):
     """Section 3.2: σ_t² = β_t or β̃_t; the authors' "fixedlarge" is β_t but for σ_1² =
     β̃_2, which T = 1 has not; another name is refused.
@@ -491,6 +492,15 @@ def test_compiled_a_wrong_step_stops_the_kernel(backend):
             compiled(torch.tensor([1, bad]))
     with pytest.raises((RuntimeError, IndexError), match="out of"):
         compiled(torch.tensor([1, 51]))
+
+
+def test_what_a_gpu_runs_refuses_a_wrong_step(monkeypatch):
+    """As compiled: the kernel takes t = 1 and stops below it, and says at what."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    s, x = linear_schedule(50), torch.zeros(2, 3)
+    check_t(s, torch.tensor([1, 50]), x)
+    with pytest.raises(RuntimeError, match=r"t must lie in 1\.\.50, got one below 1"):
+        check_t(s, torch.tensor([1, 0]), x)
 
 
 def test_on_a_device_the_values_of_t_are_not_read():
