@@ -34,8 +34,10 @@ TINY = [
     "8",
     "--multipliers",
     "1",
-    "--attention",
-    "0",
+    "1",
+    "1",
+    "--attention",  # at 8x8: at 32x32 it would be most of the work
+    "2",
     "--T",
     "24",
     "--samples",
