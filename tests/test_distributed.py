@@ -176,8 +176,8 @@ def start(folder, *torchrun):
     pictures.write_bytes(bytes(records.flatten().tolist()))
     settings = (
         f"--data {pictures} --out {folder / 'out'} --device cpu --steps 40 --batch 4 "
-        "--log-every 1 --save-every 2 --base 8 --multipliers 1 1 1 --attention 2 --T 50 "
-        "--samples 1 --sample-every 40"
+        "--log-every 1 --save-every 2 --base 8 --multipliers 1 1 1 --attention 2 "
+        "--T 50 --samples 1 --sample-every 40"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node=2", *torchrun, "train_cifar.py", *settings.split()]
