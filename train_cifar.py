@@ -20,19 +20,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tinyddpm.config import pick_device
 from tinyddpm.data import drawer
-from tinyddpm.download import download_cifar10
-from tinyddpm.pictures import grid, save_png, to_uint8
-from tinyddpm.progress import Progress, errors_as_sentences
-from tinyddpm.readers import read_cifar10, read_cifar10_file
-from tinyddpm.runtime import join, rank, trouble_explained, wait_for_all
 from tinyddpm.sampler import sample
 from tinyddpm.schedule import linear_schedule
-from tinyddpm.scripts import PictureConfig, command_line, sampling
-from tinyddpm.state import Record
 from tinyddpm.train import fit
 from tinyddpm.unet import UNet
+from tinyddpm.workshop.download import download_cifar10
+from tinyddpm.workshop.pictures import grid, save_png, to_uint8
+from tinyddpm.workshop.progress import Progress, errors_as_sentences
+from tinyddpm.workshop.readers import read_cifar10, read_cifar10_file
+from tinyddpm.workshop.runtime import join, rank, trouble_explained, wait_for_all
+from tinyddpm.workshop.scripts import PictureConfig, command_line, sampling
+from tinyddpm.workshop.settings import pick_device
+from tinyddpm.workshop.state import Record
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
     python train_gradients.py --height 5 --width 5 --steps 2000
 
 The least loss that any network can reach is known exactly for these pictures, and so is
-the network that reaches it (`tinyddpm/oracle.py`): what is printed at the end is held
+the network that reaches it (`tinyddpm/beyond/oracle.py`): what is printed at the end is held
 against both. In --out: samples.png, real and generated pictures; strip.png, the forward
 process above the reverse one; loss.png, the loss curve with that floor; figures.json.
 """
@@ -18,18 +18,18 @@ from typing import Annotated, Any
 import torch
 from torch import Generator, Tensor, nn
 
+from tinyddpm.beyond.oracle import gradient_floor, gradient_oracle
 from tinyddpm.bound import bits_per_dim, mean_and_error
-from tinyddpm.config import TrainConfig, flags, from_flags, pick_device
 from tinyddpm.data import gradient_drawer, gradient_images, gradient_ramp
 from tinyddpm.forward import q_sample
 from tinyddpm.mlp import MLP
-from tinyddpm.oracle import gradient_floor, gradient_oracle
-from tinyddpm.pictures import save_strip, to_float, to_uint8
-from tinyddpm.progress import Progress, errors_as_sentences
 from tinyddpm.sampler import EpsTheta, p_sample_loop, sample
 from tinyddpm.schedule import Schedule, linear_schedule
-from tinyddpm.state import by_tenth
 from tinyddpm.train import fit
+from tinyddpm.workshop.pictures import save_strip, to_float, to_uint8
+from tinyddpm.workshop.progress import Progress, errors_as_sentences
+from tinyddpm.workshop.settings import TrainConfig, flags, from_flags, pick_device
+from tinyddpm.workshop.state import by_tenth
 
 
 @dataclass(frozen=True)

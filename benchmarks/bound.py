@@ -22,8 +22,8 @@ from torch import nn
 from tinyddpm import linear_schedule
 from tinyddpm.bound import bits_per_dim
 from tinyddpm.mlp import MLP
-from tinyddpm.pictures import to_float
 from tinyddpm.unet import UNet
+from tinyddpm.workshop.pictures import to_float
 
 ROUNDS = 9
 

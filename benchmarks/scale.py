@@ -25,11 +25,11 @@ from typing import Any
 import torch
 
 from tinyddpm import linear_schedule, sample
-from tinyddpm.config import TrainConfig, pick_device
 from tinyddpm.data import drawer
-from tinyddpm.runtime import autocast
 from tinyddpm.train import fit
 from tinyddpm.unet import UNet
+from tinyddpm.workshop.runtime import autocast
+from tinyddpm.workshop.settings import TrainConfig, pick_device
 
 RECORDS = 6  # the first is warming up
 

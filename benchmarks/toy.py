@@ -32,10 +32,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from tinyddpm import Schedule, linear_schedule
-from tinyddpm.config import TrainConfig
 from tinyddpm.data import gradient_drawer, gradient_images
 from tinyddpm.mlp import MLP
 from tinyddpm.train import fit
+from tinyddpm.workshop.settings import TrainConfig
 
 SHAPE, BATCH, STEPS, T = (3, 5, 5), 128, 391, 100
 

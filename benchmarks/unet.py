@@ -31,7 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinyddpm import linear_schedule, p_sample_loop
-from tinyddpm.pretrained import CONFIG, unet_from_diffusers
+from tinyddpm.beyond.pretrained import CONFIG, unet_from_diffusers
 
 RESULTS = Path(__file__).parent / "results"
 STEPS = 50  # of Algorithm 2, to measure the sampler's own work

@@ -13,12 +13,12 @@ import math
 import torch
 
 from tinyddpm import Schedule, linear_schedule, predict_x_0, q_sample
+from tinyddpm.beyond.oracle import gaussian_oracle, gradient_oracle
 from tinyddpm.bound import L_T, L_tm1, bits_per_dim, rate_distortion
 from tinyddpm.data import gradient_images
-from tinyddpm.oracle import gaussian_oracle, gradient_oracle
-from tinyddpm.pictures import to_float, to_uint8
-from tinyddpm.progress import errors_as_sentences
-from tinyddpm.report import save_rate_distortion_plot, table
+from tinyddpm.workshop.pictures import to_float, to_uint8
+from tinyddpm.workshop.progress import errors_as_sentences
+from tinyddpm.workshop.report import save_rate_distortion_plot, table
 
 MEAN, VARIANCE = 0.3, 0.25  # of the Gaussian data, one number each
 SIZE, PICTURES = 5, 256  # of the gradients

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 from tinyddpm import Schedule, linear_schedule
-from tinyddpm.checkpoint import load_checkpoint, rebuild
+from tinyddpm.beyond.oracle import gradient_oracle
 from tinyddpm.coding import receive, send
 from tinyddpm.data import gradient_images
-from tinyddpm.files import write_whole
-from tinyddpm.oracle import gradient_oracle
-from tinyddpm.pictures import save_strip, to_float, to_uint8
-from tinyddpm.progress import errors_as_sentences
+from tinyddpm.workshop.checkpoint import load_checkpoint, rebuild
+from tinyddpm.workshop.files import write_whole
+from tinyddpm.workshop.pictures import save_strip, to_float, to_uint8
+from tinyddpm.workshop.progress import errors_as_sentences
 
 
 def main() -> None:

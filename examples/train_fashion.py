@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tinyddpm import UNet, drawer, fit, linear_schedule, sample, to_uint8
-from tinyddpm.config import pick_device
-from tinyddpm.download import download_fashion_mnist
-from tinyddpm.pictures import grid, save_png
-from tinyddpm.progress import Progress, errors_as_sentences
-from tinyddpm.readers import read_idx_images
-from tinyddpm.scripts import SHORT, PictureConfig, command_line, sampling
+from tinyddpm.workshop.download import download_fashion_mnist
+from tinyddpm.workshop.pictures import grid, save_png
+from tinyddpm.workshop.progress import Progress, errors_as_sentences
+from tinyddpm.workshop.readers import read_idx_images
+from tinyddpm.workshop.scripts import SHORT, PictureConfig, command_line, sampling
+from tinyddpm.workshop.settings import pick_device
 
 HERE = {"data": "data/fashion", "out": "out/fashion"}
 # Few pictures a step and many steps: early on, steps count for more.

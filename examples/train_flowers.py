@@ -16,13 +16,13 @@ from typing import Annotated
 import torch
 
 from tinyddpm import UNet, drawer, fit, linear_schedule, sample, to_uint8
-from tinyddpm.config import pick_device
-from tinyddpm.convnext import ConvNeXtBlock, LinearAttention
-from tinyddpm.pictures import grid, save_png
-from tinyddpm.progress import Progress, errors_as_sentences
-from tinyddpm.readers import read_image_folder
-from tinyddpm.scripts import SHORT, PictureConfig, command_line, sampling
+from tinyddpm.beyond.convnext import ConvNeXtBlock, LinearAttention
 from tinyddpm.unet import ResBlock, SelfAttention
+from tinyddpm.workshop.pictures import grid, save_png
+from tinyddpm.workshop.progress import Progress, errors_as_sentences
+from tinyddpm.workshop.readers import read_image_folder
+from tinyddpm.workshop.scripts import SHORT, PictureConfig, command_line, sampling
+from tinyddpm.workshop.settings import pick_device
 
 
 @dataclass(frozen=True)

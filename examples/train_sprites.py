@@ -18,12 +18,12 @@ from typing import Annotated
 import torch
 
 from tinyddpm import UNet, drawer, fit, linear_schedule, p_sample_loop, to_uint8
-from tinyddpm.config import pick_device
 from tinyddpm.data import sometimes_without_class
-from tinyddpm.pictures import grid, save_gif, save_png
-from tinyddpm.progress import Progress, errors_as_sentences
-from tinyddpm.readers import read_npy_images, read_npy_labels
-from tinyddpm.scripts import SHORT, PictureConfig, command_line, sampling
+from tinyddpm.workshop.pictures import grid, save_gif, save_png
+from tinyddpm.workshop.progress import Progress, errors_as_sentences
+from tinyddpm.workshop.readers import read_npy_images, read_npy_labels
+from tinyddpm.workshop.scripts import SHORT, PictureConfig, command_line, sampling
+from tinyddpm.workshop.settings import pick_device
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,10 @@ pictures, checkpoints and oracles are in the modules of those names.
 
 from .bound import L_0, L_T, Bound, L_tm1, bits_per_dim, gaussian_kl, rate_distortion
 from .coding import receive, send
-from .config import TrainConfig
 from .data import drawer, gradient_drawer, gradient_images
 from .decoder import log_decoder
 from .forward import q_posterior, q_sample, q_step
 from .mlp import MLP, time_embedding
-from .pictures import to_float, to_uint8
 from .sampler import interpolate, p_mean, p_sample_loop, p_step, predict_x_0, sample
 from .schedule import (
     Schedule,
@@ -23,6 +21,8 @@ from .schedule import (
 )
 from .train import EMA, L_simple, fit, weight
 from .unet import UNet
+from .workshop.pictures import to_float, to_uint8
+from .workshop.settings import TrainConfig
 
 __all__ = [
     "EMA",

@@ -35,13 +35,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arithmetic import Reader, Writer, cumulative
+from .beyond.arithmetic import Reader, Writer, cumulative
 from .bound import gaussian_kl
 from .decoder import log_decoder, sigma2_1, to_levels
 from .forward import q_posterior
-from .pictures import to_float
 from .sampler import EpsTheta, _evaluating, predict_x_0
 from .schedule import Schedule, at
+from .workshop.pictures import to_float
 
 BLOCK = 4  # bits of KL that one race carries at most
 SPARE = 11  # a race for b bits has 2^(b + 11) candidates: 3 · 1.7 √4 is 10.2

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from .pictures import to_float
+from .workshop.pictures import to_float
 
 # draw(B, generator) -> (x_0,) or (x_0, c): a batch for Algorithm 1, line 2
 Draw = Callable[[int, Generator | None], tuple[Tensor, ...]]

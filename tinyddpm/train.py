@@ -21,13 +21,13 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 
-from .config import TrainConfig
 from .data import Draw
 from .forward import _same_shape, q_sample
-from .runtime import as_a_run, faster, parts, random_seed, seed_masks, world
 from .sampler import EpsTheta, _evaluating
 from .schedule import Schedule, at, check_t
-from .state import Record, State
+from .workshop.runtime import as_a_run, faster, parts, random_seed, seed_masks, world
+from .workshop.settings import TrainConfig
+from .workshop.state import Record, State
 
 
 def squared_error(eps: Tensor, eps_hat: Tensor) -> Tensor:

@@ -1,0 +1,832 @@
+"""The mistakes of published DDPM code and texts, each put into our code to see it die.
+
+What lives here: one entry for each. An entry of code is a patch (`old` -> `new` in one
+file of the package) and the one test that must fail of it; an entry of prose says where
+a text is wrong and what is right. What does not: how a patch is tried (`patched.py`)
+and the laws themselves (the named tests).
+
+    python -m tests.mutation.mistakes            # tries them all, prints the table
+    python -m tests.mutation.mistakes M2 P1      # these alone
+
+A mistake is "caught" if its test fails by its law (`patched.because_of_its_law`) with
+the patch and passes without it. S0..S4 are the five texts 000..004, HO the authors'
+code (hojonathanho/diffusion), ID improved-diffusion, LU lucidrains, HF diffusers,
+SM smalldiffusion, TI tiny-diffusion, LA labml, MI minDiffusion, W8 w86763777.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+PACKAGE = "tinyddpm/"
+
+
+class Mistake(NamedTuple):
+    """One mistake; without `file` it is one of prose."""
+
+    name: str
+    who: str  # where it stands
+    right: str  # what is right, with its equation
+    file: str = ""  # in tinyddpm/, or a path from the project's root
+    old: str = ""  # occurs once in the file
+    new: str = ""
+    test: str = ""  # the test that must fail of it, file::name
+
+    @property
+    def path(self) -> str:
+        return self.file if "/" in self.file or not self.file else PACKAGE + self.file
+
+
+SCHEDULE = (
+    Mistake(
+        "M3",
+        "S2:346 cumprod over linspace(0, 1, T+1), then ab_t[0] = 1",
+        "ᾱ_t = ∏_{s=1}^t α_s; theirs has ᾱ_1 = α_0 α_1",
+        "schedule.py",
+        "self.alpha_bar = self.alpha.cumprod(0)",
+        "self.alpha_bar = torch.cat([beta.new_ones(1), (1 - beta[0]) * "
+        "(1 - beta).cumprod(0)])",
+        "test_schedule.py::test_alpha_bar_is_the_product_of_the_alphas",
+    ),
+    Mistake(
+        "M3b",
+        "MI superminddpm: index 0 holds β_1, so ᾱ_t has a factor too many",
+        "β_0 = 0, ᾱ_0 = 1",
+        "schedule.py",
+        "torch.cat([beta.new_zeros(1), beta])",
+        "torch.cat([beta[:1], beta])",
+        "test_schedule.py::test_index_0_means_no_noise_and_t_is_the_papers_t",
+    ),
+    Mistake(
+        "M6",
+        "S0:146, S2: the paper's end points kept at T = 100, 200, 500",
+        "scaled by 1000/T, so that ᾱ_T stays near 0 (section 4)",
+        "schedule.py",
+        "return 1e-4 * 1000 / T, 0.02 * 1000 / T",
+        "return 1e-4, 0.02",
+        "test_schedule.py::test_default_end_points_keep_the_noise_of_T_steps",
+    ),
+    Mistake(
+        "M6b",
+        'S0:205 "after 200 steps … pure noise", without looking at ᾱ_200 = 0.13',
+        "a schedule whose x_T keeps signal says so",
+        "schedule.py",
+        "if left > 0.1:",
+        "if left > 1:",
+        "test_schedule.py::test_a_schedule_that_leaves_signal_warns",
+    ),
+    Mistake(
+        "M7",
+        "S2:731 the posterior variance is (1-ᾱ_{t-1})/(1-ᾱ_t)",
+        "times β_t (eq. 7)",
+        "schedule.py",
+        "one_minus[:-1] / one_minus[1:] * beta",
+        "one_minus[:-1] / one_minus[1:]",
+        "test_schedule.py::test_beta_tilde_adds_precisions",
+    ),
+    Mistake(
+        "M9",
+        "S1:23 b_t = b_start + t (b_end - b_start)/T for t = 1..T",
+        "β_t = β_1 + (t-1)/(T-1) (β_T - β_1) (section 4)",
+        "schedule.py",
+        "beta = torch.linspace(beta_1, beta_T, T, dtype=torch.float64)",
+        "beta = torch.linspace(beta_1, beta_T, T + 1, dtype=torch.float64)[1:]",
+        "test_schedule.py::test_linear_schedule_is_a_straight_line",
+    ),
+    Mistake(
+        "M32",
+        "S0:255 @inference_mode() on the getters of the schedule",
+        "x_0 and ε can be differentiated through eq. 4",
+        "schedule.py",
+        "def at(table",
+        "@torch.inference_mode()\ndef at(table",
+        "test_schedule.py::test_an_entry_can_be_kept_for_the_backward_pass",
+    ),
+    Mistake(
+        "M44",
+        "S3:605 a.gather(-1, t.cpu()): the host waits for the device at every step",
+        "the look-up happens where t lives",
+        "schedule.py",
+        "table.to(t.device).index_select(0, t)",
+        "table.cpu().index_select(0, t.cpu())",
+        "test_schedule.py::test_at_never_makes_the_host_wait",
+    ),
+    Mistake(
+        "M46",
+        "S0:151, S1:205, S3:581, HF, LA, TI: tables in float32",
+        "float64, rounded once at the end: else 1-ᾱ_1 is wrong by 1.7e-4",
+        "schedule.py",
+        "self.alpha_bar = self.alpha.cumprod(0)",
+        "self.alpha_bar = self.alpha.float().cumprod(0).double()",
+        "test_schedule.py::test_tables_are_right_to_float32s_last_digit",
+    ),
+    Mistake(
+        "M46b",
+        "the same: entries cast to the data's dtype before the formula",
+        "1-ᾱ_t, its root and the sum in float64, then rounded",
+        "schedule.py",
+        "return entries.view(",
+        "return entries.to(like.dtype).view(",
+        "test_forward.py::test_float32_is_float64_rounded_once",
+    ),
+    Mistake(
+        "D1",
+        "W8 linspace(...).double(): float32 in a float64 coat",
+        "made in float64",
+        "schedule.py",
+        "beta = torch.linspace(beta_1, beta_T, T, dtype=torch.float64)",
+        "beta = torch.linspace(beta_1, beta_T, T).double()",
+        "test_schedule.py::test_linear_schedule_is_a_straight_line",
+    ),
+    Mistake(
+        "D2",
+        "LU's rescaled schedule at T = 10 gives β = 2.0; HF takes beta_end = 2",
+        "0 < β_t < 1 (eq. 2), refused by its t otherwise",
+        "schedule.py",
+        "(beta > 0) & (beta < 1)",
+        "beta > 0",
+        "test_schedule.py::test_a_beta_outside_0_1_is_refused_by_its_t",
+    ),
+    Mistake(
+        "D3",
+        "plain indexing: index -1 is T in silence",
+        "t outside its range is refused",
+        "schedule.py",
+        "table.to(t.device).index_select(0, t)",
+        "table.to(t.device)[t]",
+        "test_schedule.py::test_at_refuses_what_python_would_wrap",
+    ),
+)
+
+FORWARD = (
+    Mistake(
+        "M2",
+        "S2:389 (1 - ab_t[t]) * noise",
+        "√(1-ᾱ_t) (eq. 4)",
+        "forward.py",
+        "(1 - alpha_bar).sqrt() * eps",
+        "(1 - alpha_bar) * eps",
+        "test_forward.py::test_unit_variance_data_keep_unit_variance",
+    ),
+    Mistake(
+        "M4",
+        "S0:280 alpha_bars[n] after n steps against S0:221 prod(alphas[:n])",
+        "one index for both: eq. 2 iterated t times is eq. 4 at t",
+        "forward.py",
+        "alpha_bar = at(s.alpha_bar, t, x_0)",
+        "alpha_bar = at(s.alpha_bar, (t + 1).clamp(max=s.T), x_0)",
+        "test_forward.py::test_steps_compose_to_the_closed_form",
+    ),
+    Mistake(
+        "M8",
+        'S1:11 "x_1 = (1-variance) times x_0 + variance times e_1"',
+        "√(1-β_t) and √β_t (eq. 2)",
+        "forward.py",
+        "(1 - beta).sqrt() * x_tm1 + beta.sqrt() * z",
+        "(1 - beta) * x_tm1 + beta * z",
+        "test_forward.py::test_unit_variance_data_keep_unit_variance",
+    ),
+    Mistake(
+        "M20",
+        'S4:127 "scaling factor ᾱ_t"',
+        "√ᾱ_t (eq. 4)",
+        "forward.py",
+        "x_t = alpha_bar.sqrt() * x_0",
+        "x_t = alpha_bar * x_0",
+        "test_forward.py::test_unit_variance_data_keep_unit_variance",
+    ),
+    Mistake(
+        "M31",
+        "S0:290 noise_img ends without a return",
+        "every function gives what its docstring says",
+        "forward.py",
+        "return x_t.to(x_0.dtype)",
+        "x_t.to(x_0.dtype)",
+        "test_forward.py::test_a_batch_of_mixed_t_is_its_items",
+    ),
+)
+
+SAMPLER = (
+    Mistake(
+        "M1",
+        "S0:726 sigma = schedule.beta(step)",
+        "σ_t = √β_t (Alg. 2 line 4, section 3.2)",
+        "sampler.py",
+        "sigma = at(s.sigma2(sigma2), t, x_t).sqrt()",
+        "sigma = at(s.sigma2(sigma2), t, x_t)",
+        "test_sampler.py::test_unit_gaussian_data_stay_so_at_every_step",
+    ),
+    Mistake(
+        "M10",
+        'S1:45 "the variance simply equals sqrt(b_t)"',
+        "variance β_t, standard deviation √β_t",
+        "sampler.py",
+        "sigma = at(s.sigma2(sigma2), t, x_t).sqrt()",
+        "sigma = at(s.sigma2(sigma2), t, x_t) ** 0.25",
+        "test_sampler.py::test_unit_gaussian_data_stay_so_at_every_step",
+    ),
+    Mistake(
+        "M17",
+        'S2:667 "σ_t z is … optional for improved diversity"',
+        "it is part of p_θ (eq. 1): without it the variance of x_0 falls below the "
+        "data's",
+        "sampler.py",
+        "x_tm1 = mu_theta + sigma * z",
+        "x_tm1 = mu_theta + 0 * sigma * z",
+        "test_sampler.py::test_unit_gaussian_data_stay_so_at_every_step",
+    ),
+    Mistake(
+        "M18, P3, P6",
+        'S3:101 "fully denoised at t=1"; MI ddim.py range(n_T, 1, -1); SM ends at σ_1',
+        "x_0: T network calls, the last with t = 1 (Alg. 2)",
+        "sampler.py",
+        "range(start, 0, -1)",
+        "range(start, 1, -1)",
+        "test_sampler.py::test_a_point_mass_is_returned_exactly",
+    ),
+    Mistake(
+        "M34",
+        "S0:713, S1:223 model.eval() in sample, never undone",
+        "every training flag is as it was",
+        "sampler.py",
+        "m.training = True",
+        "m.training = False",
+        "test_sampler.py::test_sampling_changes_no_state",
+    ),
+    Mistake(
+        "M47",
+        "the paper itself, section 4.4: x̄_t = (1-λ) x_0 + λ x'_0",
+        "x_t and x'_t, as the sentence around it and HO have it",
+        "sampler.py",
+        "(1 - weights) * x_t + weights * x_t_prime",
+        "(1 - weights) * x_0 + weights * x_0_prime",
+        "test_sampler.py::test_interpolation_mixes_x_t_not_x_0",
+    ),
+    Mistake(
+        "M47b",
+        "the same read as a cross-fade that is then diffused",
+        "two pictures, each with its own noise, mixed at step t",
+        "sampler.py",
+        "x_t_prime = q_sample(s, x_0_prime, steps, _randn_like(x_0, generator))",
+        "x_t_prime = x_t + at(s.alpha_bar, steps, x_0).sqrt() * (x_0_prime - x_0)",
+        "test_sampler.py::test_interpolation_mixes_x_t_not_x_0",
+    ),
+    Mistake(
+        "P1",
+        "LA p_sample adds noise at every step",
+        "z = 0 at t = 1 (Alg. 2 line 3)",
+        "sampler.py",
+        "z = z.masked_fill((t == 1)",
+        "z = z.masked_fill((t == 0)",
+        "test_sampler.py::test_nothing_depends_on_z_at_the_last_step",
+    ),
+    Mistake(
+        "P2",
+        "LA, LU interpolate: diffused to t, decoded from t - 1",
+        "decoded from t, as HO (section 4.4)",
+        "sampler.py",
+        "x_bar.flatten(0, 1), t, generator",
+        "x_bar.flatten(0, 1), t - 1, generator",
+        "test_sampler.py::test_interpolation_starts_at_t",
+    ),
+    Mistake(
+        "P5",
+        "W8 clips x̂_0 after the mean is computed: dead code",
+        "eq. 7's mean of the clamped x̂_0",
+        "sampler.py",
+        "mu_theta, _ = q_posterior(s, x_t, x_0_hat, t)",
+        "mu_theta = p_mean(s, x_t, t, eps_hat)",
+        "test_sampler.py::test_clip_takes_eq_7_of_the_clamped_estimate",
+    ),
+    Mistake(
+        "P11",
+        "HO's commented constant-variance mix, x̄_t / √((1-λ)² + λ²)",
+        "(1-λ) x_t + λ x'_t; the noise shared by all λ (section 4.4)",
+        "sampler.py",
+        "(1 - weights) * x_t + weights * x_t_prime",
+        "((1 - weights) * x_t + weights * x_t_prime) / "
+        "((1 - weights) ** 2 + weights**2).sqrt()",
+        "test_sampler.py::test_interpolation_mixes_x_t_not_x_0",
+    ),
+    Mistake(
+        "P11b",
+        "HO's TODO: the reverse noise is not shared across λ",
+        "λ alone moves the picture (section 4.4)",
+        "sampler.py",
+        "generator, sigma2, clip, len(lam)",
+        "generator, sigma2, clip, 1",
+        "test_sampler.py::test_every_lambda_shares_the_noise",
+    ),
+    Mistake(
+        "D4",
+        "HO, LU, HF clamp x̂_0 unless told not to",
+        "Algorithm 2 does not: a departure is asked for by name",
+        "sampler.py",
+        '    z: Tensor,\n    sigma2: str = "beta",\n    clip: bool = False,',
+        '    z: Tensor,\n    sigma2: str = "beta",\n    clip: bool = True,',
+        "test_sampler.py::test_the_loops_defaults_are_the_papers",
+    ),
+)
+
+TRAINING = (
+    Mistake(
+        "M14",
+        'S4:261 "noise ε_t added at step t" as the target',
+        "ε of eq. 4, the whole noise of x_t; E[z_t|ε] = √(β_t/(1-ᾱ_t)) ε",
+        "train.py",
+        "squared_error(eps, eps_theta",
+        "squared_error(at(s.beta / (1 - s.alpha_bar), t, eps).sqrt() * eps, eps_theta",
+        "test_loss.py::test_the_exact_answer_costs_nothing",
+    ),
+    Mistake(
+        "M15",
+        'S1:9 the loss is the "mse" of p(x_t, t) and "our actual image x_0"',
+        "of ε_θ and the true ε (eq. 14)",
+        "train.py",
+        "squared_error(eps, eps_theta",
+        "squared_error(x_0, eps_theta",
+        "test_loss.py::test_the_exact_answer_costs_nothing",
+    ),
+    Mistake(
+        "M16",
+        "S3:730 loss_type='L1'",
+        "a square (eq. 14): L1's best constant is the median",
+        "train.py",
+        "(eps - eps_hat).square()",
+        "(eps - eps_hat).abs()",
+        "test_loss.py::test_the_loss_is_the_mean_square_of_the_error",
+    ),
+    Mistake(
+        "P9",
+        "ermongroup/ddim losses.py sums over C, H, W",
+        "ours is the mean over D, said where it is taken",
+        "train.py",
+        "reshape(len(eps), -1).mean(1)",
+        "reshape(len(eps), -1).sum(1)",
+        "test_loss.py::test_the_loss_is_the_mean_square_of_the_error",
+    ),
+    Mistake(
+        "M5",
+        "S0:309 randint(1, max_steps) indexes an array: t = 1 is never trained",
+        "t ~ U{1..T}, both ends included (Alg. 1 line 3)",
+        "train.py",
+        "torch.randint(1, s.T + 1",
+        "torch.randint(2, s.T + 1",
+        "test_train.py::test_t_is_uniform_on_1_to_T_and_eps_is_standard_normal",
+    ),
+    Mistake(
+        "M5b",
+        "MI superminddpm.py randint(1, n_T): T is never trained",
+        "the same",
+        "train.py",
+        "torch.randint(1, s.T + 1",
+        "torch.randint(1, s.T",
+        "test_train.py::test_t_is_uniform_on_1_to_T_and_eps_is_standard_normal",
+    ),
+    Mistake(
+        "M33",
+        "S0:421 the schedule becomes a part of the model in train(): new names in its "
+        "state_dict",
+        "training changes the weights' numbers, not their names",
+        "train.py",
+        "    net.train()\n",
+        '    net.train().register_buffer("beta", s.beta)\n',
+        "test_checkpoint.py::test_it_holds_the_run",
+    ),
+    Mistake(
+        "M41",
+        "S3:968 saves DataParallel's state_dict: every name begins with module.",
+        "a checkpoint loads into the network alone, on a CPU",
+        "state.py",
+        "weights=self.net.state_dict()",
+        "weights=nn.DataParallel(self.net).state_dict()",
+        "test_checkpoint.py::test_it_holds_the_run",
+    ),
+    Mistake(
+        "M43",
+        'S2:355 "Train it anyway" goes on from the weights that were loaded',
+        "without --resume a run that is there is refused, and kept",
+        "state.py",
+        "if exists and not resume:",
+        "if exists and resume is None:",
+        "test_checkpoint.py::test_a_checkpoint_is_never_overwritten_unasked",
+    ),
+    Mistake(
+        "D9",
+        "the average's weights swapped into the network and never back",
+        "the average is a copy of its own (App. B)",
+        "train.py",
+        "copy.deepcopy(net).eval()",
+        "net.eval()",
+        "test_train.py::test_the_average_in_closed_form",
+    ),
+    Mistake(
+        "D10",
+        "ID and others: the average starts again from the weights on resuming",
+        "it goes on where it was: resumed = uninterrupted",
+        "state.py",
+        "self.ema.load_state_dict(found.ema)",
+        "self.ema.load_state_dict(found.weights)",
+        "test_train.py::test_resumed_is_uninterrupted",
+    ),
+)
+
+NETWORKS = (
+    Mistake(
+        "M21",
+        "S2:149 shortcut = nn.Conv2d(…) inside forward: new random weights each call",
+        "made in __init__: a network in eval mode is a function",
+        "unet.py",
+        "out: Tensor = self.shortcut(x) + h",
+        "out: Tensor = nn.Conv2d(x.shape[1], h.shape[1], 1).to(x)(x) + h",
+        "test_unet.py::test_asking_changes_nothing",
+    ),
+    Mistake(
+        "M22",
+        "S3:230 h = rearrange(time_emb, …): the embedding replaces the features",
+        "h + …: it is added to what the depthwise convolution found",
+        "convnext.py",
+        "h = self.depthwise(x) + self.dense(emb)[:, :, None, None]",
+        "h = self.dense(emb)[:, :, None, None].expand_as(x)",
+        "test_convnext.py::test_the_embedding_is_added_to_the_features",
+    ),
+    Mistake(
+        "M23",
+        "S3:372 k.softmax(dim=-2) in linear attention: over features",
+        "over positions, so that kᵀ v is an average of v",
+        "convnext.py",
+        "k = torch.softmax(k, dim=2",
+        "k = torch.softmax(k, dim=1",
+        "test_convnext.py::test_equal_values_come_back_as_they_are",
+    ),
+    Mistake(
+        "M24",
+        "S3:500 the finest skip is saved and never read",
+        "every saved activation is read once on the way up (HO: assert not hs)",
+        "unet.py",
+        "torch.cat([h, saved.pop()], dim=1)",
+        "torch.cat([h, saved.pop() * bool(saved)], dim=1)",
+        "test_unet.py::test_every_saved_activation_is_read_on_the_way_up",
+    ),
+    Mistake(
+        "M25",
+        "S3:516 block_klass(dim, dim) works only if the first multiplier is 1",
+        "the first block reads the `base` channels that conv_in makes",
+        "unet.py",
+        "modules(i, [c, width], width)",
+        "modules(i, [c if i else width, width], width)",
+        "test_unet.py::test_each_level_reads_what_the_one_before_it_makes",
+    ),
+    Mistake(
+        "M26",
+        "S1:90, S2:129 batch norm: statistics mix pictures and noise levels",
+        "group norm (App. B): a picture's output is its own",
+        "layers.py",
+        "super().__init__(groups[-1], channels, eps=1e-6)",
+        "super().__init__(groups[-1], channels, eps=1e-6)\n\n"
+        "    def forward(self, x):\n        return (x - x.mean((0, 2, 3), True)) * "
+        "(x.var((0, 2, 3), keepdim=True, correction=0) + self.eps).rsqrt()",
+        "test_unet.py::"
+        "test_a_picture_s_output_does_not_depend_on_the_rest_of_the_batch",
+    ),
+    Mistake(
+        "M27",
+        "S1:93, LA #165: the sinusoids go straight to a linear layer per block",
+        "dense, SiLU, dense, and SiLU, dense in each block (App. B)",
+        "unet.py",
+        "self.dense2(F.silu(self.dense1(emb)))",
+        "self.dense2(self.dense1(emb))",
+        "test_unet.py::test_the_embedding_goes_through_dense_silu_dense_silu_dense",
+    ),
+    Mistake(
+        "M28",
+        "W8's own table of sinusoids: sine and cosine in turn, exponent / (dim/2)",
+        "all sines, then all cosines, / (dim/2 - 1): published weights load",
+        "mlp.py",
+        "torch.cat([angle.sin(), angle.cos()], dim=1)",
+        "torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)",
+        "test_mlp.py::test_time_embedding_is_all_sines_then_all_cosines",
+    ),
+    Mistake(
+        "M28b",
+        "S3:290, S1:64, HO: log(10000) / (half_dim - 1) divides by 0 at dim = 2",
+        "a width below 4 is refused",
+        "mlp.py",
+        "dim < 4",
+        "dim < 2",
+        "test_mlp.py::test_time_embedding_refuses_odd_and_tiny_widths",
+    ),
+    Mistake(
+        "M30",
+        "S1: four max-pools, and no check that 16 divides H and W",
+        "a size that cannot be halved is refused by a sentence",
+        "unet.py",
+        "height % self.factor or width % self.factor",
+        "False",
+        "test_unet.py::test_shapes_are_refused_by_name",
+    ),
+    Mistake(
+        "P4b",
+        "MI superminddpm: the network is given t and ignores it",
+        "ε_θ(x_t, t) depends on t",
+        "unet.py",
+        "time_embedding(t.double(), self.base)",
+        "time_embedding(0 * t.double(), self.base)",
+        "test_unet.py::test_the_output_depends_on_t",
+    ),
+    Mistake(
+        "P5c",
+        "W8 pads the stride-2 convolutions on both sides",
+        "on the right and bottom, as the authors' framework does",
+        "layers.py",
+        "F.pad(x, (0, 1, 0, 1))",
+        "F.pad(x, (1, 1, 1, 1))",
+        "test_unet.py::test_downsampling_pads_on_the_right_and_bottom",
+    ),
+    Mistake(
+        "P5d",
+        "W8 GroupNorm's eps 1e-5",
+        "1e-6, as the authors' framework has it",
+        "layers.py",
+        "eps=1e-6",
+        "eps=1e-5",
+        "test_unet.py::test_group_norm",
+    ),
+    Mistake(
+        "D5",
+        "LA builds the attention's norm and never calls it",
+        "every parameter is reached by a gradient",
+        "unet.py",
+        "h = self.norm(x)",
+        "h = x + 0 * self.norm(x)",
+        "test_unet.py::test_every_parameter_is_reached_by_a_gradient",
+    ),
+    Mistake(
+        "D6",
+        "W8: initialising a residual block undoes the zeros of its attention",
+        "residual and attention branches start at 0",
+        "unet.py",
+        "self.out = zero(nn.Conv2d(channels, channels, 1))",
+        "self.out = glorot(nn.Conv2d(channels, channels, 1))",
+        "test_unet.py::test_each_branch_is_zero_at_the_start",
+    ),
+    Mistake(
+        "D7",
+        "the output is not 0 at initialisation (S1, S2, S3)",
+        "the last convolution starts at 0 (the authors' code)",
+        "unet.py",
+        "self.conv_out = zero(",
+        "self.conv_out = glorot(",
+        "test_unet.py::test_the_output_is_zero_at_the_start",
+    ),
+    Mistake(
+        "D8",
+        "GroupNorm(32) on 32 channels cancels the time embedding's shift",
+        "two channels a group at least",
+        "layers.py",
+        "channels >= 2 * g",
+        "channels >= g",
+        "test_unet.py::test_the_output_depends_on_t",
+    ),
+)
+
+DATA = (
+    Mistake(
+        "M37",
+        "S0:63 randint(0, 255): level 255 is never drawn",
+        "256 levels, 0..255: eq. 13's last bin is at x = 1",
+        "data.py",
+        "256, size",
+        "255, size",
+        "test_data.py::test_colours_are_uniform_on_256_levels",
+    ),
+    Mistake(
+        "M38",
+        "S3:640 (t * 255.).numpy().astype(np.uint8): cut off, not rounded",
+        "the nearest level: v survives 8-bit → float → 8-bit",
+        "pictures.py",
+        ".round().clamp(0, 255)",
+        ".clamp(0, 255)",
+        "test_pictures.py::test_8_bit_to_float_to_8_bit_is_the_identity",
+    ),
+    Mistake(
+        "M38b",
+        "the same without a clamp: 256.3 becomes 0, -2 becomes 254",
+        "beyond the ends, the end",
+        "pictures.py",
+        ".round().clamp(0, 255)",
+        ".round().long()",
+        "test_pictures.py::test_to_uint8_takes_the_nearest_level_and_saturates",
+    ),
+    Mistake(
+        "M39",
+        "S4:353 TF.to_tensor, LA experiment.py: data in [0, 1]",
+        "[-1, 1] (section 3.3)",
+        "pictures.py",
+        "(v.to(dtype) - 127.5) / 127.5",
+        "v.to(dtype) / 255",
+        "test_pictures.py::test_the_grid_is_rounded_once",
+    ),
+    Mistake(
+        "P4",
+        "MI Normalize((0.5,), (1.0)): data in [-0.5, 0.5]",
+        "[-1, 1] (section 3.3)",
+        "pictures.py",
+        "(v.to(dtype) - 127.5) / 127.5",
+        "(v.to(dtype) - 127.5) / 255",
+        "test_pictures.py::test_the_grid_is_rounded_once",
+    ),
+    Mistake(
+        "M40",
+        "S4:353 28x28 resized to 32x32: levels that are not whole",
+        "padded: eq. 13 needs 8-bit levels as they are",
+        "examples/train_fashion.py",
+        "return pad(images, (2, 2, 2, 2))",
+        "return torch.nn.functional.interpolate(images.float(), size=32, "
+        'mode="bilinear").to(images.dtype)',
+        "test_examples.py::test_fashion_is_padded_not_resized",
+    ),
+    Mistake(
+        "M42",
+        "S3:938 DataLoader without shuffle: the same batches in the same order",
+        "x_0 ~ q(x_0) (Alg. 1 line 2): drawn uniformly, and mirrored half the time",
+        "data.py",
+        "i = torch.randint(len(images), (B,), generator=generator, device=device)",
+        "i = torch.arange(B, device=device) % len(images)",
+        "test_data.py::test_a_batch_is_a_function_of_the_generator",
+    ),
+)
+
+BOUND = (
+    Mistake(
+        "P10",
+        "HO, ID: Φ by a tanh formula in eq. 13",
+        "the exact Φ, in both tails",
+        "decoder.py",
+        "log_b: Tensor = torch.special.log_ndtr(b)",
+        "log_a, log_b = (((c + 0.044715 * c**3) * (2 / math.pi) ** 0.5).tanh()"
+        ".add(1).div(2).clamp(min=1e-12).log() for c in (a, b))",
+        "test_decoder.py::test_each_bin_is_the_integral_of_the_density",
+    ),
+    Mistake(
+        "P10b",
+        "eq. 13's ends forgotten: bins of equal width at x = -1 and x = 1",
+        "δ-(-1) = -∞ and δ+(1) = ∞: the 256 bins sum to 1",
+        "decoder.py",
+        ".masked_fill(level == 255, math.inf)",
+        "",
+        "test_decoder.py::test_the_256_bins_sum_to_one",
+    ),
+)
+
+PROSE = (
+    Mistake(
+        "M11",
+        'S1:41 "the original paper is referred to as DDIM"',
+        "DDPM (Ho, Jain, Abbeel 2020); DDIM is Song, Meng, Ermon 2020",
+    ),
+    Mistake(
+        "M12",
+        "S3:27 the forward process is p, the reverse q; S0:22 p adds noise",
+        "q adds noise (eq. 2), p_θ takes it away (eq. 1); our names follow",
+        test="test_forward.py::test_q_is_known_without_a_network",
+    ),
+    Mistake(
+        "M13",
+        'S0:34 "every Gaussian is independent of each other"',
+        "a Markov chain: for unit-variance data corr(x_s, x_t) = √(ᾱ_t/ᾱ_s), s < t",
+        test="test_reference.py::test_fifty_noisy_steps_have_the_law_of_eq_4",
+    ),
+    Mistake(
+        "M15b",
+        'S2:672 "ε represents the predicted noise"',
+        "ε is the true noise, ε_θ its prediction (eq. 14)",
+    ),
+    Mistake(
+        "M19",
+        'S2:646 "∫_{x_1}^{x_T}" as the integral over paths',
+        "∫ dx_{1:T}: over every x_t, of the whole space (eq. 1)",
+    ),
+    Mistake(
+        "M29",
+        "S2:161 set_out_channels changes attributes, not weights, and conv1 twice",
+        "nothing that is never called or has no effect is kept",
+    ),
+    Mistake(
+        "M35",
+        "S1:285 the weights of the least epoch loss are kept",
+        "that is luck of the draw of t and ε; checkpoints go by step",
+    ),
+    Mistake(
+        "M36",
+        "S0:573 the evaluation loss draws new t and ε each epoch",
+        "the same t and ε each time, or exact sums: else it compares draws",
+    ),
+    Mistake(
+        "M43b",
+        'S2:426 save_dir + f"model_…" writes beside the folder it made',
+        "paths are joined as paths",
+    ),
+    Mistake(
+        "M44b",
+        "S3:744 raise NotADirectoryError() for a missing method; S3:244 uses "
+        "TimeStepEmbedding before it is defined",
+        "NotImplementedError; snippets of a text run in its order",
+    ),
+    Mistake(
+        "M45",
+        'S1:7 "the original paper … does not incorporate [attention]"',
+        "App. B: self-attention at 16 x 16",
+    ),
+    Mistake(
+        "P5b",
+        "W8 ['xprev' 'xstart', 'epsilon'] lacks a comma; \"Model params\" / 2^20",
+        "no modes of prediction here; parameters are counted one by one",
+    ),
+    Mistake(
+        "P7",
+        "SM's test sum(t1 - t2) == 0: opposite errors cancel",
+        "tests compare by the largest error",
+    ),
+    Mistake(
+        "P8",
+        "HF's golden sums (258.9606) pin outputs and do not say if they are right",
+        "tests state a law; no number in them comes from the code under test",
+    ),
+    Mistake(
+        "D11",
+        "ID resumes from the file whose name carries the largest step",
+        "the step stands in the file, beside the weights of that step",
+    ),
+    Mistake(
+        "D12",
+        "diffrax, tinygrad: comparisons of one side, or whose result is dropped",
+        "a test that cannot fail is none; compare both sides, by assert",
+    ),
+)
+
+MISTAKES = (
+    *(*SCHEDULE, *FORWARD, *SAMPLER, *TRAINING),
+    *(*NETWORKS, *DATA, *BOUND, *PROSE),
+)
+
+
+def patched_text(mistake: Mistake, text: str) -> str:
+    """The file's text with the mistake in it; an error unless `old` is there once."""
+    found = text.count(mistake.old)
+    if found != 1:
+        raise ValueError(
+            f"{mistake.name}: {mistake.old!r} occurs {found} times in {mistake.file}, "
+            f"it must occur once; write the patch for the code as it is now"
+        )
+    return text.replace(mistake.old, mistake.new)
+
+
+def verdicts(mistakes: Sequence[Mistake]) -> list[tuple[Mistake, str, str]]:
+    """(mistake, verdict, why) for each: "caught", "prose", or what went wrong."""
+    from .patched import ROOT, Trial, run
+
+    trials = []
+    for m in mistakes:
+        text = patched_text(m, (ROOT / m.path).read_text()) if m.file else ""
+        trials.append(Trial(m.path, text, (f"tests/{m.test}",)))
+    tests = sorted({m.test for m in mistakes if m.test})
+    clean = [Trial("", "", (f"tests/{test}",)) for test in tests]
+    code = [i for i, m in enumerate(mistakes) if m.file]
+    outcomes = dict(run([*clean, *(trials[i] for i in code)]))
+    without = {test: outcomes[i] for i, test in enumerate(tests)}
+    with_it = {i: outcomes[len(tests) + k] for k, i in enumerate(code)}
+    table = []
+    for i, m in enumerate(mistakes):
+        if m.test and without[m.test].verdict != "passes":
+            table.append((m, "fails without it", without[m.test].why))
+        elif not m.file:
+            table.append((m, "prose", m.test))
+        elif with_it[i].verdict == "law":
+            table.append((m, "caught", with_it[i].why))
+        else:
+            missed = "missed" if with_it[i].verdict == "passes" else with_it[i].verdict
+            table.append((m, missed, with_it[i].why))
+    return table
+
+
+def main(names: Sequence[str]) -> int:
+    """Prints the entries named (M3, say), or all, each with its verdict."""
+    known = {part for m in MISTAKES for part in (m.name, *m.name.split(", "))}
+    if unknown := set(names) - known:
+        print(f"no such entry: {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
+    chosen = [
+        m for m in MISTAKES if not names or {m.name, *m.name.split(", ")} & set(names)
+    ]
+    table = verdicts(chosen)
+    for m, verdict, why in table:
+        print(f"{m.name:12} {verdict:8} {m.who}\n{'':21} right: {m.right}")
+        print(f"{'':21} {why}" if why else "")
+    counts = {v: sum(verdict == v for _, verdict, _ in table) for _, v, _ in table}
+    print(", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items())))
+    return int(set(counts) - {"caught", "prose"} != set())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,301 @@
+"""Mutation: every small change of our code that a tool can make, tried on the tests.
+
+What lives here: the mutants that mutmut's operators make of a module, that module's
+tests run on each, and the score. What does not: why a survivor is no fault of the tests
+(`EQUIVALENT_MUTANTS.md`, which this reads).
+
+    pip install --no-deps mutmut==3.8.1 libcst==1.9.0
+    python -m tests.mutation.mutants schedule.py forward.py
+    python -m tests.mutation.mutants --workers 2
+
+Without a name it is every module of `LAWS`. Survivors are printed as they are found, on
+stdout; progress is on stderr. What it runs, it runs to the end: exit 0 says that each
+mutant was killed or stands in `EQUIVALENT_MUTANTS.md`, and that no row there is stale.
+
+mutmut's operators alone are used: its runner cannot import a package whose functions it
+has replaced by its own before torch looks at them. Here pytest collects the tests once
+and each mutant is a fork, in which the functions' code is replaced: 0.1 s each.
+"""
+
+import argparse
+import ast
+import difflib
+import gc
+import importlib
+import mmap
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType, FunctionType, ModuleType
+from typing import NoReturn
+
+import hypothesis
+import libcst
+import pytest
+from _pytest.runner import runtestprotocol
+from mutmut.mutation.file_mutation import MutationVisitor, deep_replace
+from mutmut.mutation.mutators import mutation_operators
+from mutmut.mutation.pragma_handling import IgnoredCode
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+EQUIVALENT = TESTS / "EQUIVALENT_MUTANTS.md"
+
+# The tests that hold each module's laws.
+LAWS = {
+    "schedule.py": ("test_schedule.py", "test_forward.py"),
+    "forward.py": ("test_forward.py",),
+    "sampler.py": ("test_sampler.py",),
+    "train.py": ("test_loss.py", "test_train.py"),
+    "oracle.py": ("test_oracle.py",),
+    "levels.py": (
+        "test_levels.py",
+        "test_oracle.py::test_the_quadrature_has_converged",
+    ),
+    "bound.py": ("test_bound.py",),
+    "decoder.py": ("test_decoder.py",),
+}
+# Of these modules, only these parts: the rest is the loop and its files.
+ONLY = {"train.py": ("squared_error", "L_simple", "weight", "EMA", "learning_rate")}
+EXAMPLES = 15  # hypothesis' examples for each law
+# A test that takes this much more processor time than on the code as it is, in times
+# and in seconds, is a loop without end; so is one that takes this much more memory.
+TIMES, SECONDS, BYTES = 10, 5, 4 * 2**30
+
+
+class Visitor(MutationVisitor):
+    """mutmut's, inside decorated functions too, which its own runner cannot replace."""
+
+    def _skip_node_and_children(self, node: libcst.CSTNode) -> bool:
+        if isinstance(node, libcst.FunctionDef) and node.decorators:
+            return False
+        return super()._skip_node_and_children(node)
+
+
+def mutants(module: str) -> list[str]:
+    """The changed texts of a module: numbers, names, operators, arguments, strings…"""
+    text = (ROOT / "tinyddpm" / module).read_text()
+    visitor = Visitor(mutation_operators, IgnoredCode(set(), set(), set()))
+    tree = libcst.MetadataWrapper(libcst.parse_module(text)).visit(visitor)
+    made = [
+        deep_replace(tree, m.original_node, m.mutated_node).code
+        for m in visitor.mutations
+    ]
+    only = ONLY.get(module)
+    changed = [m for m in dict.fromkeys(made) if m != text]
+    return [m for m in changed if not only or where(text, m).split(".")[0] in only]
+
+
+def where(text: str, changed: str) -> str:
+    """The definition that the first line that differs belongs to: `EMA.update`."""
+    lines = zip(text.splitlines(), changed.splitlines(), strict=False)
+    first = next(i for i, (old, new) in enumerate(lines, 1) if old != new)
+    name, body = [], ast.parse(text).body
+    while body:
+        node = next((n for n in body if n.lineno <= first <= n.end_lineno), None)
+        body = []
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            name.append(node.name)
+            body = node.body
+    return ".".join(name) or "module"
+
+
+def row(module: str, text: str, changed: str) -> str:
+    """How a row of the list begins: where, and the lines that differ, `old` → `new`."""
+    old, new = [], []
+    for line in difflib.ndiff(text.splitlines(), changed.splitlines()):
+        if line.startswith("- "):
+            old.append(line[2:].strip())
+        elif line.startswith("+ "):
+            new.append(line[2:].strip())
+    change = f"`{' '.join(old)}` → `{' '.join(new)}`".replace("|", "\\|")
+    return f"| `{module}` `{where(text, changed)}` | {change} | "
+
+
+def become(module: ModuleType, text: str) -> None:
+    """Gives an imported module's functions the code that `text` has for them.
+
+    They stay the objects that everybody has imported, in lists and closures too. Other
+    names of the module, constants say, are set to their new values.
+    """
+    new = dict(vars(module))
+    exec(compile(text, module.__file__, "exec"), new)
+    for name, value in new.items():
+        old = vars(module).get(name)
+        if (
+            isinstance(value, FunctionType | type)
+            and value.__module__ != module.__name__
+        ):
+            continue  # imported
+        if isinstance(value, type):
+            for attribute, method in vars(value).items():
+                take_code(vars(old)[attribute], method)
+        elif isinstance(value, FunctionType):
+            take_code(old, value)
+        elif not name.startswith("__"):
+            setattr(module, name, value)
+
+
+def take_code(old: object, new: object) -> None:
+    """old, if it is a function, does what new does, inside the same decorators."""
+    while hasattr(old, "__wrapped__") and hasattr(new, "__wrapped__"):
+        old, new = old.__wrapped__, new.__wrapped__
+    if isinstance(new, FunctionType):
+        if hasattr(old, "__wrapped__"):
+            # counted with those killed "on import", which the score tells
+            raise TypeError("new has lost a decorator, and old cannot lose it in place")
+        old.__code__ = new.__code__
+        old.__defaults__, old.__kwdefaults__ = new.__defaults__, new.__kwdefaults__
+
+
+def passes(item: pytest.Item) -> bool:
+    """Whether a test passes; its report goes nowhere."""
+    reports = runtestprotocol(item, log=False, nextitem=None)
+    return not any(report.failed for report in reports)
+
+
+class Mutation:
+    """A pytest plugin: instead of the tests once, the tests once for each mutant."""
+
+    def __init__(self, module: str, workers: int) -> None:
+        self.module, self.workers = module, workers
+        self.text = (ROOT / "tinyddpm" / module).read_text()
+        self.changed = mutants(module)
+        self.survived: list[str] = []
+        self.done = self.endless = self.broken = 0
+        self.killer = mmap.mmap(-1, 2 * len(self.changed))  # the test that failed
+        self.known = [
+            line
+            for line in EQUIVALENT.read_text().splitlines()
+            if line.startswith(f"| `{module}` ")
+        ]
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        cost, called = [], []  # by each test on the code as it is
+        for item in session.items:
+            start = time.process_time()
+            called.append(self.calls(item))
+            cost.append(time.process_time() - start)
+        assert cost, "there are no tests"
+        gc.freeze()  # no fork need look at what is there by now
+        order, running = sorted(range(len(cost)), key=cost.__getitem__), {}
+        for i, changed in enumerate(self.changed):
+            pid = os.fork()
+            if pid == 0:
+                name = where(self.text, changed)
+                tests = [k for k in order if name == "module" or name in called[k]]
+                self.child(i, [(k, session.items[k], cost[k]) for k in tests])
+            running[pid] = i
+            last = i + 1 == len(self.changed)
+            while len(running) == self.workers or (running and last):
+                pid, status = os.wait()
+                done = running.pop(pid)
+                self.note(self.changed[done], status)
+                k = int.from_bytes(self.killer[2 * done : 2 * done + 2])
+                order.remove(k)
+                order.insert(0, k)  # what killed one is likely to kill the next
+        return True
+
+    def calls(self, item: pytest.Item) -> set[str]:
+        """The module's functions that a test calls: what is wrong in the others it
+        cannot see."""
+        path, names = str(ROOT / "tinyddpm" / self.module), set()
+
+        def look(frame: FrameType, event: str, arg: object) -> None:
+            if event == "call" and frame.f_code.co_filename == path:
+                names.add(frame.f_code.co_qualname.replace(".<locals>", ""))
+
+        sys.setprofile(look)
+        passed = passes(item)
+        sys.setprofile(None)
+        assert passed, f"{item.nodeid} fails on the code as it is"
+        return names
+
+    def note(self, changed: str, status: int) -> None:
+        self.done += 1
+        code = os.waitstatus_to_exitcode(status)
+        self.endless += code == -signal.SIGPROF
+        self.broken += code == 2
+        if code == 0:
+            begin = row(self.module, self.text, changed)
+            self.survived.append(begin)
+            if not any(line.startswith(begin) for line in self.known):
+                print(begin, flush=True)
+        progress = f"{self.module}: {self.done} of {len(self.changed)} tried"
+        print(f"\r{progress}, {len(self.survived)} left", end="", file=sys.stderr)
+
+    def child(self, i: int, tests: list[tuple[int, pytest.Item, float]]) -> NoReturn:
+        """Runs the tests on mutant i; exits 1 at the first that fails, else 0.
+
+        2 if it cannot even be imported.
+        """
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * os.sysconf("SC_PAGE_SIZE") + BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        try:
+            name = self.module.removesuffix(".py")
+            become(importlib.import_module(f"tinyddpm.{name}"), self.changed[i])
+        except BaseException:
+            os._exit(2)
+        try:
+            for k, test, cost in tests:
+                self.killer[2 * i : 2 * i + 2] = k.to_bytes(2)
+                signal.setitimer(signal.ITIMER_PROF, TIMES * cost + SECONDS)
+                if not passes(test):
+                    os._exit(1)
+        except BaseException:  # what pytest lets through: KeyboardInterrupt, say
+            os._exit(1)
+        os._exit(0)
+
+
+def score(module: str, workers: int) -> bool:
+    """Prints a module's survivors, stale rows and score; whether there are neither."""
+    start, mutation = time.monotonic(), Mutation(module, workers)
+    options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
+    files = [str(TESTS / test) for test in LAWS[module]]
+    pytest.main([*options, *files], plugins=[mutation])
+    print(file=sys.stderr)
+    n, survived = len(mutation.changed), mutation.survived
+    assert mutation.done == n, f"only {mutation.done} of {n} mutants were tried"
+    equivalent = sum(any(k.startswith(s) for k in mutation.known) for s in survived)
+    stale = [k for k in mutation.known if not any(k.startswith(s) for s in survived)]
+    for line in stale:
+        print(f"no mutant that survives is this row's: {line}")
+    print(
+        f"{module}: {n} mutants, {n - len(survived)} killed "
+        f"({mutation.endless} by the time limit, {mutation.broken} on import), "
+        f"{equivalent} equivalent, {len(survived) - equivalent} survived; "
+        f"{len(stale)} stale rows; {time.monotonic() - start:.0f} s",
+        flush=True,
+    )
+    return equivalent == len(survived) and not stale
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modules", nargs="*", metavar="module", help="of tinyddpm/")
+    parser.add_argument("--workers", type=int, default=1, help="mutants at a time")
+    given = parser.parse_args()
+    hypothesis.settings.register_profile(
+        "mutants",
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        max_examples=EXAMPLES,
+        phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    )
+    os.environ["HYPOTHESIS_PROFILE"] = "mutants"
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    good = [score(module, given.workers) for module in given.modules or LAWS]
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Every known mistake of published DDPM code dies of a named law when put into ours.
+
+What lives here: the check that the table fits the code (fast) and the run of all
+patches (slow). The table itself, and what "caught" means, are in `mistakes.py`.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .mistakes import MISTAKES, main, patched_text
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CODE = [m for m in MISTAKES if m.file]
+
+
+def test_every_mistake_has_its_own_name():
+    """The table is read by name: `python -m tests.mutation.mistakes M2`."""
+    names = [m.name for m in MISTAKES]
+    assert len(set(names)) == len(names)
+
+
+def test_no_mistake_is_left_out():
+    """M1..M47 stand in texts people learn from, P1..P11 in code they copy: all 58."""
+    listed = set(re.findall(r"[MP]\d+", " ".join(m.name for m in MISTAKES)))
+    known = {f"M{i}" for i in range(1, 48)} | {f"P{i}" for i in range(1, 12)}
+    assert listed == known
+
+
+@pytest.mark.parametrize("mistake", CODE, ids=[m.name for m in CODE])
+def test_the_patch_still_fits(mistake):
+    """`old` occurs exactly once, the patched file is Python, and it is another one."""
+    text = (ROOT / mistake.path).read_text()
+    patched = patched_text(mistake, text)
+    assert ast.dump(ast.parse(patched)) != ast.dump(ast.parse(text))
+
+
+@pytest.mark.parametrize("mistake", [m for m in MISTAKES if m.test], ids=str)
+def test_the_named_test_exists(mistake):
+    """Each mistake names one test function that is there to fail of it."""
+    file, name = mistake.test.split("::")
+    tree = ast.parse((ROOT / "tests" / file).read_text())
+    assert name in {f.name for f in tree.body if isinstance(f, ast.FunctionDef)}
+
+
+def test_a_name_of_no_entry_is_an_error(capsys):
+    """`python -m tests.mutation.mistakes M99` must not print an empty table and be content."""
+    assert main(["M3", "M99"]) == 2
+    assert "M99" in capsys.readouterr().err
+
+
+def test_a_patch_that_no_longer_applies_is_an_error():
+    """A mistake that was not put into the code must not count as caught."""
+    for text in ("", CODE[0].old * 2):
+        with pytest.raises(ValueError, match="must occur once"):
+            patched_text(CODE[0], text)
+
+
+@pytest.mark.slow
+def test_every_mistake_is_caught_by_its_law():
+    """With the patch the named test fails by its law, without it the test passes."""
+    # A process of its own: the runner forks one that has not imported tinyddpm.
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.mutation.mistakes"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,145 @@
+"""Laws of the toy's noise predictor and of the time embedding (App. B).
+
+What lives here: what any ε_θ must keep, on small MLPs in float64. Its gradients against
+the NumPy autograd are in `test_autograd.py`.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyddpm.mlp import MLP, time_embedding
+
+from ..strategies import normal, seeds
+
+sizes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
+
+
+def small(seed: int, shape=(2, 2, 3), depth: int = 2) -> MLP:
+    """A float64 MLP whose every weight is drawn: at initialisation the gate is 0."""
+    net = MLP(shape, width=8, depth=depth, emb=6).double()
+    with torch.no_grad():
+        for i, p in enumerate(net.parameters()):
+            p.copy_(normal(seed + i, p.shape) / 2)
+    return net
+
+
+@given(sizes, st.integers(1, 3), seeds)
+def test_the_output_is_zero_at_initialisation(shape, depth, seed):
+    """The loss then starts at E‖ε‖²/D = 1 whatever the data, as for App. B's U-Net."""
+    net = MLP(shape, width=8, depth=depth, emb=4)
+    x_t = normal(seed, (3, *shape), torch.float32)
+    out = net(x_t, torch.tensor([1, 500, 1000]))
+    assert out.shape == x_t.shape
+    assert not out.any()
+
+
+@given(sizes, st.integers(1, 3), seeds)
+def test_every_weight_is_reached_by_a_gradient(shape, depth, seed):
+    """No layer is built and left out: ∂L/∂w is not 0 in any parameter."""
+    net = small(seed, shape, depth)
+    x_t = normal(seed + 99, (5, *shape))
+    net(x_t, torch.arange(1, 6)).square().sum().backward()
+    for name, p in net.named_parameters():
+        assert p.grad is not None, name
+        assert float(p.grad.abs().max()) > 0, name
+
+
+@given(seeds)
+def test_the_output_depends_on_t_and_on_every_pixel(seed):
+    """ε_θ(x_t, t) is a function of both: f too, not the gate alone, turns with t."""
+    net, x_t = small(seed), normal(seed + 99, (1, 2, 2, 3))
+    with torch.no_grad():
+        ratio = net(x_t, torch.tensor([3])) / net(x_t, torch.tensor([4]))
+    assert float(ratio.max() - ratio.min()) > 1e-6  # a gate alone would scale all alike
+    x_t.requires_grad_()
+    net(x_t, torch.tensor([3])).square().sum().backward()
+    assert bool((x_t.grad != 0).all())
+
+
+@given(seeds)
+def test_a_batch_of_mixed_t_is_its_items_one_by_one(seed):
+    """No item of a batch sees another (BatchNorm would mix noise levels)."""
+    net, x_t = small(seed), normal(seed + 99, (4, 2, 2, 3))
+    t = torch.tensor([1, 7, 7, 1000])
+    one_by_one = torch.cat([net(x_t[i : i + 1], t[i : i + 1]) for i in range(4)])
+    size = max(1, float(one_by_one.detach().abs().max()))
+    rounding = 1e-14 * size  # sums in another order
+    torch.testing.assert_close(net(x_t, t), one_by_one, rtol=0, atol=rounding)
+
+
+def test_the_default_is_the_toys():
+    """About 140,000 weights at 3x5x5, and a network is rebuilt from its arguments."""
+    net = MLP((3, 5, 5))
+    assert sum(p.numel() for p in net.parameters()) == 127_244
+    again = MLP(**net.arguments)
+    again.load_state_dict(net.state_dict())
+    assert again.arguments == net.arguments
+
+
+@given(st.floats(0, 1e4), st.integers(2, 40).map(lambda half: 2 * half))
+def test_time_embedding_is_all_sines_then_all_cosines(t, dim):
+    """App. B: sin(ω_i t) and cos(ω_i t), ω from 1 down to 1/10000 in even ratios.
+
+    sin² + cos² = 1 tells which pairs belong together; ω is read off by the derivative.
+    """
+    t = torch.tensor([t], dtype=torch.float64)
+    table, slope = torch.autograd.functional.jvp(
+        lambda t: time_embedding(t, dim), t, torch.ones_like(t)
+    )
+    sin, cos = table[0].chunk(2)
+    torch.testing.assert_close(
+        sin**2 + cos**2, torch.ones_like(sin), rtol=0, atol=1e-14
+    )
+    omega = slope[0].chunk(2)[0] * cos - slope[0].chunk(2)[1] * sin
+    assert abs(float(omega[0]) - 1) < 1e-12
+    assert abs(float(omega[-1]) - 1e-4) < 1e-12
+    ratios = omega[1:] / omega[:-1]
+    even = torch.full_like(ratios, math.exp(-math.log(1e4) / (dim // 2 - 1)))
+    torch.testing.assert_close(ratios, even, rtol=1e-9, atol=0)
+    at_zero = time_embedding(torch.zeros(1), dim)
+    assert at_zero.dtype == torch.float32
+    assert at_zero[0].tolist() == [0.0] * (dim // 2) + [1.0] * (dim // 2)
+
+
+@pytest.mark.parametrize("dim", [0, 2, 5])
+def test_time_embedding_refuses_odd_and_tiny_widths(dim):
+    """At 2 the exponent's denominator dim/2 - 1 is 0; an odd width has no pairs."""
+    with pytest.raises(ValueError, match=f"even and >= 4, got {dim}"):
+        time_embedding(torch.ones(1), dim)
+
+
+@pytest.mark.parametrize(
+    ("x_t", "t", "message"),
+    [
+        (torch.zeros(2, 3, 4, 4), torch.ones(2).long(), r"5, 5\).*got \(2, 3, 4, 4\)"),
+        (torch.zeros(2, 75), torch.ones(2).long(), r"\(B, 3, 5, 5\).*got \(2, 75\)"),
+        (
+            torch.zeros(2, 3, 5, 5),
+            torch.ones(1).long(),
+            r"\(B,\).*\(2, 3, 5, 5\), got \(1,\)",
+        ),
+        (torch.zeros(2, 3, 5, 5), 3, r"LongTensor of shape \(B,\), got int"),
+        (torch.zeros(2, 3, 5, 5), torch.ones(2), r"LongTensor.*got torch\.float32"),
+        (
+            torch.zeros(2, 3, 5, 5).double(),
+            torch.ones(2).long(),
+            "float32, got .*float64",
+        ),
+    ],
+)
+def test_bad_input_is_named(x_t, t, message):
+    """What was given and what was expected, in the error."""
+    with pytest.raises(ValueError, match=message):
+        MLP((3, 5, 5))(x_t, t)
+
+
+def test_bad_sizes_are_named():
+    """As above, for the constructor."""
+    with pytest.raises(ValueError, match=r"at least 1, got \(3, 0, 5\), 128 and 3"):
+        MLP((3, 0, 5))
+    with pytest.raises(ValueError, match=r"\(3, 5, 5\), 128 and 0"):
+        MLP((3, 5, 5), depth=0)

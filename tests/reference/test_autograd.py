@@ -1,0 +1,194 @@
+"""torch's L_simple and all its gradients against the NumPy networks and autograd.
+
+The law is eq. 14: for the same weights, pictures, t and ε, L_simple and its derivative
+with respect to every weight and to every pixel of x_t are the same numbers, whether
+torch computes them or the engine of `numpy_autograd.py` does.
+
+`python -m tests.reference.largest_disagreement` prints the largest disagreement for each network.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from hypothesis import given, note
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tinyddpm.mlp import MLP
+from tinyddpm.schedule import Schedule, constant_schedule
+from tinyddpm.train import L_simple
+from tinyddpm.unet import UNet
+
+from ..strategies import normal, schedules, seeds, share, steps
+from . import numpy_networks, numpy_reference
+from .numpy_autograd import Node, gradients
+
+TOLERANCE = 1e-9
+largest: dict[str, float] = {}  # of the disagreements seen, by network
+
+
+def randomise(net: nn.Module, seed: int) -> None:
+    """Every weight drawn: the layers that start at zero would hide all before them.
+
+    Matrices keep the size of what they multiply, gains lie around 1, biases around 0.
+    """
+    for i, (name, p) in enumerate(net.named_parameters()):
+        draw = normal(seed + i, tuple(p.shape))
+        if p.ndim > 1:
+            draw = draw / p[0].numel() ** 0.5
+        elif name.endswith("weight"):
+            draw = 1 + 0.3 * draw
+        p.data.copy_(draw)
+
+
+def by_torch(
+    net: nn.Module, s: Schedule, x_0: Tensor, t: Tensor, eps: Tensor, *c: Tensor
+) -> dict[str, np.ndarray]:
+    """L_simple, and its gradient for x_t and every parameter, by torch in float64."""
+    seen = []
+
+    def eps_theta(x_t: Tensor, t: Tensor) -> Tensor:
+        seen.append(x_t.requires_grad_())
+        return net(x_t, t, *c)
+
+    loss = L_simple(s, eps_theta, x_0, t, eps)
+    loss.backward()
+    found = {name: p.grad for name, p in net.named_parameters()}
+    found |= {"L_simple": loss.detach(), "x_t": seen[0].grad}
+    return {name: g.numpy() for name, g in found.items()}
+
+
+def by_numpy(
+    network: Callable, net: nn.Module, s: Schedule, x_0, t, eps, *c
+) -> dict[str, np.ndarray]:
+    """The same by NumPy alone: x_t is eq. 2 iterated, the weights are the net's."""
+    x_0, t, eps, *c = (x.numpy() for x in (x_0, t, eps, *c))
+    m, v = numpy_reference.moments(s.beta[1:].numpy())
+    mean = numpy_reference.beside(m, t, x_0) * x_0
+    x_t = Node(mean + np.sqrt(numpy_reference.beside(v, t, x_0)) * eps)
+    weights = {name: Node(w.numpy()) for name, w in net.state_dict().items()}
+    difference = eps - network(weights, x_t, t, *c)
+    loss = (difference * difference).mean()
+    nodes = {**weights, "x_t": x_t}
+    found = dict(zip(nodes, gradients(loss, list(nodes.values())), strict=True))
+    return {**found, "L_simple": loss.value}
+
+
+def check(
+    network: str, got: dict[str, np.ndarray], want: dict[str, np.ndarray]
+) -> None:
+    """Same names, and for each max|got - want| / max|want| <= 1e-9
+
+    Where max|want| is below a millionth of the largest gradient (a softmax that is all
+    but saturated), that millionth takes its place. The bias of the keys has gradient 0
+    by law: it shifts all that one softmax sees alike. There both sides find rounding
+    errors alone.
+    """
+    assert got.keys() == want.keys()
+    top = max(np.abs(w).max() for w in want.values())
+    found = {}
+    for name, w in want.items():
+        if name.endswith("k.bias"):
+            assert max(np.abs(got[name]).max(), np.abs(w).max()) <= 1e-12 * top
+        else:
+            size = max(np.abs(w).max(), 1e-6 * top)
+            found[name] = np.nan_to_num(np.abs(got[name] - w).max() / size, nan=np.inf)
+    worst = max(found, key=found.__getitem__)
+    largest[network] = max(largest.get(network, 0.0), found[worst])
+    i = np.unravel_index(np.abs(got[worst] - want[worst]).argmax(), want[worst].shape)
+    note(
+        f"d L_simple / d {worst}, at {tuple(map(int, i))}: torch {got[worst][i]!r}, "
+        f"NumPy {want[worst][i]!r}, relative disagreement {found[worst]:.2e}"
+    )
+    assert found[worst] <= TOLERANCE
+
+
+@st.composite
+def unets(draw) -> dict:
+    """Arguments of a U-Net: 1 to 3 levels, any widths, attention anywhere, any classes
+
+    The base is 4 or more, since group norm wants two channels a group.
+    """
+    multipliers = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
+    levels = st.sampled_from(range(len(multipliers)))
+    return {
+        "in_channels": draw(st.integers(1, 3)),
+        "base": draw(st.sampled_from([4, 6, 8])),
+        "multipliers": multipliers,
+        "attention_levels": draw(st.sets(levels).map(sorted)),
+        "num_classes": draw(st.one_of(st.none(), st.integers(1, 3))),
+    }
+
+
+@share(30)
+@given(
+    unets(),
+    st.integers(1, 2),
+    st.integers(1, 2),
+    st.integers(2, 3),
+    schedules(),
+    seeds,
+    st.data(),
+)
+def test_unet_gradients_are_those_of_numpy(arguments, B, rows, columns, s, seed, data):
+    """Eq. 14 through all of App. B: blocks, attention, down and up, t and class
+
+    Sides are multiples of 2^(levels - 1), which is what can be halved so often, and the
+    smallest picture has two pixels at least: of a group of two channels at one pixel,
+    group norm keeps the sign alone, and no gradient but rounding errors gets past it.
+    """
+    net = UNet(**arguments).double().eval()
+    randomise(net, seed)
+    smallest = 2 ** (len(arguments["multipliers"]) - 1)
+    shape = (B, arguments["in_channels"], rows * smallest, columns * smallest)
+    t = data.draw(steps(s, B))
+    x_0, eps = normal(seed - 1, shape), normal(seed - 2, shape)
+    c = []
+    if (classes := arguments["num_classes"]) is not None:  # the last is "none given"
+        one = st.integers(0, classes)
+        c = [torch.tensor(data.draw(st.lists(one, min_size=B, max_size=B)))]
+    got = by_torch(net, s, x_0, t, eps, *c)
+    want = by_numpy(numpy_networks.unet, net, s, x_0, t, eps, *c)
+    check("U-Net", got, want)
+
+
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.integers(1, 12),
+    st.integers(1, 4),
+    st.sampled_from([4, 6, 16]),
+    schedules(),
+    seeds,
+    st.data(),
+)
+def test_mlp_gradients_are_those_of_numpy(shape, width, depth, emb, s, seed, data):
+    """Eq. 14 through the toy's perceptron, for data of any rank, width and depth"""
+    B, *shape = shape if len(shape) > 1 else [1, *shape]
+    net = MLP(tuple(shape), width, depth, emb).double()
+    randomise(net, seed)
+    t = data.draw(steps(s, B))
+    x_0, eps = normal(seed - 1, (B, *shape)), normal(seed - 2, (B, *shape))
+    got = by_torch(net, s, x_0, t, eps)
+    check("MLP", got, by_numpy(numpy_networks.mlp, net, s, x_0, t, eps))
+
+
+def test_no_weight_escapes_the_check():
+    """Power: only the keys' biases have gradient 0, by law; all others are well above
+
+    So no layer that starts at zero, no norm that cancels t, no unused weight blinds the
+    comparison: the others are at least 1e-8 of the largest, rounding errors 1e-16.
+    """
+    unet = UNet(2, 4, (1, 2), attention_levels=(1,), num_classes=2).double().eval()
+    mlp = MLP((2, 4, 4), width=8, depth=2, emb=4).double()
+    x_0, eps = normal(1, (2, 2, 4, 4)), normal(2, (2, 2, 4, 4))
+    s, t = constant_schedule(50, 0.1), torch.tensor([1, 50])
+    for net, network, c in (
+        (unet, numpy_networks.unet, [torch.tensor([0, 1])]),
+        (mlp, numpy_networks.mlp, []),
+    ):
+        randomise(net, seed=0)
+        found = by_numpy(network, net, s, x_0, t, eps, *c)
+        size = {name: np.abs(g).max() for name, g in found.items()}
+        small = {name for name in size if size[name] < 1e-8 * max(size.values())}
+        assert small == {name for name in size if name.endswith("k.bias")}

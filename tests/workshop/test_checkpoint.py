@@ -1,0 +1,315 @@
+"""A checkpoint is whole or not there, and what does not fit is refused by name.
+
+What lives here: the file (written, damaged, out of room) and what comes out of it. What
+does not: processes that are killed (`test_kill.py`).
+"""
+
+import dataclasses
+import hashlib
+import io
+import resource
+import shutil
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tinyddpm import linear_schedule
+from tinyddpm.schedule import Schedule
+from tinyddpm.train import fit
+from tinyddpm.workshop.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    rebuild,
+    save_checkpoint,
+)
+
+from .training_run import CONFIG, SHAPE, draw, network, train
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a checkpoint of step 2, and that file's bytes."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(folder, config=dataclasses.replace(CONFIG, steps=2))
+    return folder
+
+
+@pytest.fixture
+def path(folder, tmp_path):
+    """A copy of that checkpoint, to be spoiled."""
+    return shutil.copy(folder / "c.pt", tmp_path / "c.pt")
+
+
+def assert_equal(found: Checkpoint, expected: Checkpoint) -> None:
+    for field in dataclasses.fields(Checkpoint):
+        torch.testing.assert_close(
+            *(getattr(x, field.name) for x in (found, expected)), rtol=0, atol=0
+        ) if field.name not in ("config", "network", "shape", "step") else None
+    for name in ("config", "network", "shape", "step"):
+        assert getattr(found, name) == getattr(expected, name)
+
+
+def test_what_is_saved_is_read(path, tmp_path):
+    """save, load: the identity, to the bit; and the file is torch's own, too."""
+    first = load_checkpoint(path)
+    save_checkpoint(tmp_path / "again.pt", first)
+    assert_equal(load_checkpoint(tmp_path / "again.pt"), first)
+    assert torch.load(path, weights_only=True)["step"] == 2
+
+
+def test_it_holds_the_run(path):
+    """Step, settings, schedule, shape and names of the weights, without a prefix."""
+    found, net = load_checkpoint(path), network()
+    assert (found.step, found.shape) == (2, SHAPE)
+    assert found.config == dataclasses.asdict(dataclasses.replace(CONFIG, steps=2))
+    assert torch.equal(Schedule(found.beta).alpha_bar, linear_schedule().alpha_bar)
+    names = list(net.state_dict())
+    assert list(found.weights) == list(found.ema) == names
+    assert len(found.optimiser["state"]) == len(list(net.parameters()))
+
+
+@pytest.mark.parametrize("which", ["ema", "weights"])
+def test_the_network_comes_back(path, which):
+    """`rebuild` gives the network that was saved: the same ε_θ, with dropout off."""
+    found = load_checkpoint(path)
+    expected = network()
+    expected.load_state_dict(getattr(found, which))
+    x, t = torch.ones(2, *SHAPE), torch.tensor([1, 1000])
+    net = rebuild(found, which)
+    torch.testing.assert_close(net(x, t), expected.eval()(x, t), rtol=0, atol=0)
+    torch.testing.assert_close(net(x, t), net(x, t), rtol=0, atol=0)
+
+
+def test_a_network_that_cannot_come_back_says_why(path):
+    """One that kept no arguments, one of another class, weights of another name."""
+    found = load_checkpoint(path)
+    with pytest.raises(ValueError, match="kept no `arguments`"):
+        rebuild(dataclasses.replace(found, network=None))
+    with pytest.raises(ValueError, match="not 'Net'"):
+        rebuild(dataclasses.replace(found, network=("Net", {})))
+    with pytest.raises(ValueError, match="'ema' or 'weights', got 'mean'"):
+        rebuild(found, "mean")
+
+
+@given(st.data())
+def test_a_file_cut_short_is_refused_by_name(folder, tmp_path_factory, data):
+    """Any length but the whole: a ValueError that names the file and the remedy."""
+    content = (folder / "c.pt").read_bytes()
+    cut = tmp_path_factory.getbasetemp() / "cut.pt"
+    cut.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+    with pytest.raises(ValueError, match=r"cut\.pt is not a whole checkpoint.+move"):
+        load_checkpoint(cut)
+
+
+@given(st.data())
+def test_a_single_flipped_bit_is_refused(folder, tmp_path_factory, data):
+    """Any bit of any byte, in the weights or not (torch.load would not look)."""
+    content = bytearray((folder / "c.pt").read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(
+        st.integers(0, 7)
+    )
+    flipped = tmp_path_factory.getbasetemp() / "flipped.pt"
+    flipped.write_bytes(content)
+    with pytest.raises(ValueError, match=r"flipped\.pt is not a whole checkpoint"):
+        load_checkpoint(flipped)
+
+
+def with_sum(content: bytes) -> bytes:
+    return content + hashlib.blake2b(content, digest_size=32).digest()
+
+
+def test_another_version_is_refused(path):
+    """A file of another format, whole as it is, is not guessed at."""
+    saved, buffer = torch.load(path, weights_only=True), io.BytesIO()
+    torch.save(saved | {"format": "tinyddpm checkpoint 2"}, buffer)
+    path.write_bytes(with_sum(buffer.getvalue()))
+    with pytest.raises(ValueError, match=r"another version.+'tinyddpm checkpoint 1'"):
+        load_checkpoint(path)
+
+
+class Code:
+    """What a pickle may hold: a call that is made when it is read."""
+
+    def __reduce__(self):
+        return exec, ("import sys; sys.was_run = True",)
+
+
+def test_no_code_is_ever_run(path):
+    """A pickle with a call in it is refused, and the call not made."""
+    buffer = io.BytesIO()
+    torch.save(Code(), buffer)
+    path.write_bytes(with_sum(buffer.getvalue()))
+    with pytest.raises(ValueError, match=r"c\.pt holds more than numbers.+no code"):
+        load_checkpoint(path)
+    assert not hasattr(sys, "was_run")
+
+
+@contextmanager
+def room_for(n_bytes: int):
+    """No file may grow beyond this: what a full disk does to the one being written."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint_whole(path):
+    """The write fails with the step, the cause and the remedy; the file is as it was.
+
+    No half of a file lies about afterwards.
+    """
+    before, resumed = path.read_bytes(), dataclasses.replace(CONFIG, steps=9)
+
+    with (
+        room_for(len(before) // 2),
+        pytest.raises(OSError, match=r"of step 3 could not.+of step 2; make"),
+    ):
+        train(path.parent, resume=True, config=resumed)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+    train(path.parent, resume=True, config=resumed)
+    assert load_checkpoint(path).step == 9
+
+
+def test_a_disk_too_small_shows_before_the_first_step(tmp_path):
+    """A run that could never save stops at once, and says so."""
+    with (
+        room_for(1000),
+        pytest.raises(OSError, match=r"of step 0 could not.+c\.pt.+has room"),
+    ):
+        train(tmp_path, lambda r: pytest.fail("a step was taken"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_vanishes_is_made_again(tmp_path):
+    """Nothing of the run is lost if its folder is: the next checkpoint is all of it."""
+    folder = tmp_path / "run"
+    train(folder, lambda r: shutil.rmtree(folder) if r.step == 5 else None)
+    assert load_checkpoint(folder / "c.pt").step == CONFIG.steps
+
+
+def test_a_folder_that_cannot_be_written_shows_before_the_first_step(tmp_path):
+    """A file where the folder should be: an error that names it, before any work."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"file.+give a folder that can be written"):
+        train(tmp_path / "file", lambda r: pytest.fail("a step was taken"))
+
+
+def test_what_a_killed_run_left_behind_is_cleared(path):
+    """Temporary files of killed runs do not pile up; files of others are left."""
+    left, other = path.parent / ".c.pt.1.part", path.parent / ".d.pt.1.part"
+    left.touch()
+    other.touch()
+    save_checkpoint(path, load_checkpoint(path))
+    assert sorted(path.parent.iterdir()) == sorted([path, other])
+
+
+def test_a_checkpoint_is_never_overwritten_unasked(path):
+    """Without resume, a file that is there, good or bad, is refused and left alone."""
+    for content in (path.read_bytes(), b"something else"):
+        path.write_bytes(content)
+        with pytest.raises(FileExistsError, match=r"not overwritten.+--resume"):
+            train(path.parent)
+        assert path.read_bytes() == content
+
+
+def test_resuming_says_where_it_begins(path, tmp_path, capfd):
+    """A name mistyped would start 800,000 steps from nothing without a word."""
+    train(tmp_path / "elsewhere", resume=True)
+    assert "elsewhere/c.pt to go on from: starting at step 0" in capfd.readouterr().err
+    train(path.parent, resume=True)
+    assert f"going on from step 2 of {CONFIG.steps}" in capfd.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_refused_and_left_alone(path):
+    """With resume, a file that cannot be read is an error, not a fresh start."""
+    path.write_bytes(damaged := path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        train(path.parent, resume=True)
+    assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("seed", 1), ("lr", 1e-3), ("batch", 8), ("ema", 0.5), ("warmup", 1), ("clip", 2)],
+)
+def test_another_config_is_refused_by_the_names_that_differ(path, field, value):
+    """A setting that would change the run's numbers cannot change on the way."""
+    before, now = path.read_bytes(), dataclasses.replace(CONFIG, **{field: value})
+    there = getattr(CONFIG, field)
+    message = rf"differs in {field} \(there {there}, here {value}\); go on with"
+    with pytest.raises(ValueError, match=message):
+        train(path.parent, resume=True, config=now)
+    assert path.read_bytes() == before
+
+
+def test_steps_may_change_unless_the_rate_depends_on_them(path, tmp_path):
+    """More steps are more of the same; with lr_end they bend the rate's whole way."""
+    longer = dataclasses.replace(CONFIG, steps=3, save_every=1, micro_batch=2)
+    train(path.parent, resume=True, config=longer)
+    assert load_checkpoint(path).step == 3
+    with pytest.raises(ValueError, match=r"past the 2 steps.+give --steps 3 or more"):
+        train(path.parent, resume=True, config=dataclasses.replace(CONFIG, steps=2))
+    bent = dataclasses.replace(CONFIG, steps=2, lr_end=0.0)
+    train(tmp_path / "bent", config=bent)
+    with pytest.raises(ValueError, match=r"differs in steps \(there 2, here 3\)"):
+        train(tmp_path / "bent", resume=True, config=dataclasses.replace(bent, steps=3))
+
+
+def test_the_order_in_memory_may_change(path, tmp_path):
+    """Resumed with the other order of axes, the weights are the same to rounding.
+
+    Adam's averages must follow: walked in another order they would meet other weights,
+    and the next step would be off by some of its size, 2e-4. Rounding is 1e-7 of that.
+    """
+    longer = dataclasses.replace(CONFIG, steps=6, channels_last=False)
+    train(path.parent, resume=True, config=longer)
+    train(tmp_path / "whole", config=dataclasses.replace(CONFIG, steps=6))
+    found, whole = (
+        load_checkpoint(folder / "c.pt") for folder in (path.parent, tmp_path / "whole")
+    )
+    for part in ("weights", "ema"):
+        torch.testing.assert_close(
+            getattr(found, part), getattr(whole, part), rtol=0, atol=1e-6
+        )
+
+
+def test_another_network_schedule_or_picture_size_is_refused(path):
+    """What is not in the settings is compared too, and named."""
+
+    def small(n, generator):
+        return (draw(n, generator)[0][..., :2],)
+
+    class Other(nn.Linear):
+        def forward(self, x, t):
+            return super().forward(x)
+
+    for s, net, data, named in [
+        (linear_schedule(500), network(), draw, "differs in the schedule's beta;"),
+        (linear_schedule(), network(0.1), draw, "differs in the network.+0.2.+0.1"),
+        (linear_schedule(), network(), small, r"the shape .+4, 4.+here \(2, 4, 2\)"),
+        (linear_schedule(), Other(4, 4), draw, "names or shapes of the weights"),
+    ]:
+        with pytest.raises(ValueError, match=named):
+            fit(s, net, data, CONFIG, None, path, resume=True)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("part", ["weights", "ema", "optimiser"])
+def test_nothing_that_is_not_finite_is_ever_saved(path, part, bad):
+    """One bad number anywhere: a sentence with its place, and the file as it was."""
+    found, before = load_checkpoint(path), path.read_bytes()
+    state = getattr(found, part)
+    tensors = state["state"][3] if part == "optimiser" else state
+    name = "exp_avg_sq" if part == "optimiser" else "conv_in.weight"
+    tensors[name][-1] = bad
+    with pytest.raises(FloatingPointError, match=rf"step 2 {part}.*\[{name}\] holds"):
+        save_checkpoint(path, found)
+    assert path.read_bytes() == before

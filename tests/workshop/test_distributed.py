@@ -1,0 +1,250 @@
+"""Two processes that train together do what one does with the same batch.
+
+What lives here: DistributedDataParallel over gloo, on the CPU, through `fit` and
+through torchrun. What does not: micro-batches of one process (`test_train.py`).
+"""
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tinyddpm.workshop.checkpoint import load_checkpoint
+from tinyddpm.workshop.runtime import join, seed_masks
+
+from .training_run import CONFIG, alone, one_of_two, processes
+
+CONFIG = dataclasses.replace(CONFIG, steps=8, log_every=2, save_every=2)
+
+
+def two(folder, config, checkpoints=(None, None), dropout=0.0):
+    """Two processes that train together, and where what each ends with comes out."""
+    started = []
+    for rank in range(2):
+        receiver, sender = processes.Pipe(duplex=False)
+        args = (rank, folder / "store", checkpoints[rank], config, dropout, sender)
+        process = processes.Process(target=one_of_two, args=args)
+        process.start()
+        sender.close()
+        started.append((process, receiver))
+    return started
+
+
+def ends(started):
+    """What each of the two ends with: its losses, weights and average, or an error."""
+    results = [receiver.recv() for _, receiver in started]
+    for process, _ in started:
+        process.join()
+        assert process.exitcode == 0
+    return results
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_two_processes_are_one_to_rounding(tmp_path, micro_batch):
+    """The same losses, weights and average, in float64; only process 0 tells.
+
+    The mean of the processes' means is the mean of the batch: sums in another order,
+    1e-16 each, which Adam's division by √v carries on relative to each entry.
+    """
+    config = dataclasses.replace(CONFIG, micro_batch=micro_batch)
+    losses, tensors = alone(CONFIG, 0.0)
+    (told, first), (silent, second) = (
+        (losses, [torch.tensor(p, dtype=torch.float64) for p in tensors])
+        for losses, tensors in ends(two(tmp_path, config))
+    )
+    assert len(losses) == 4
+    assert silent == []
+    torch.testing.assert_close(told, losses, rtol=1e-12, atol=0)
+    worst = max(float((a - b).abs().max()) for a, b in zip(first, tensors, strict=True))
+    print(
+        f"largest difference of a weight: {worst:.1e}, of a loss: "
+        f"{max(abs(a / b - 1) for a, b in zip(told, losses, strict=True)):.1e}"
+    )
+    assert worst < 1e-10
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_each_process_and_step_has_dropout_masks_of_its_own(monkeypatch):
+    """Rank, step and seed each change the masks, and the same three give the same."""
+    drawn = []
+    with torch.random.fork_rng([]):
+        for rank, step, seed in [(0, 5, 0), (1, 5, 0), (0, 6, 0), (0, 5, 1), (0, 5, 0)]:
+            monkeypatch.setattr(
+                "tinyddpm.workshop.runtime.rank", lambda rank=rank: rank
+            )
+            seed_masks(seed, step, torch.device("cpu"))
+            drawn.append(tuple(torch.rand(3).tolist()))
+    assert len(set(drawn)) == 4
+    assert drawn[0] == drawn[4]
+
+
+def test_a_signal_to_one_process_ends_both_after_the_same_step(tmp_path):
+    """Soon, not when the loss is next looked at: torchrun kills after 30 s.
+
+    The signal comes to process 1, the checkpoint is process 0's, and of a step long
+    before the next look; both exit with 128 + the signal's number.
+    """
+    path = tmp_path / "c.pt"
+    far = dataclasses.replace(CONFIG, steps=10**6, log_every=10**6, save_every=10**6)
+    started = two(tmp_path, far, (path, path))
+    while not path.exists():
+        time.sleep(0.01)
+    time.sleep(0.5)  # some steps
+    os.kill(started[1][0].pid, signal.SIGTERM)
+    for error in ends(started):
+        assert isinstance(error, SystemExit)
+        assert error.code == 143
+    assert 0 < load_checkpoint(path).step < 10**6
+
+
+def test_every_process_names_the_last_good_checkpoint(tmp_path):
+    """A loss that is not finite stops all, each with the same sentence."""
+    path = tmp_path / "c.pt"
+    wild = dataclasses.replace(CONFIG, lr=1e200, warmup=0)
+    for error in ends(two(tmp_path, wild, (path, path))):
+        assert isinstance(error, FloatingPointError)
+        assert f"the last good checkpoint is {path}, of step 0" in str(error)
+
+
+def test_processes_that_do_not_share_a_folder_are_refused(tmp_path):
+    """One would go on from step 8 and the other from 0: both say so, before a step."""
+    paths = [tmp_path / name / "c.pt" for name in ("one", "other")]
+    alone(CONFIG, 0.0, paths[0])
+    before = paths[0].read_bytes()
+    longer = dataclasses.replace(CONFIG, steps=10)
+    for error in ends(two(tmp_path, longer, paths)):
+        assert isinstance(error, ValueError)
+        assert re.search(r"at different steps, \[8, 0\].+that they all", str(error))
+    assert paths[0].read_bytes() == before
+    assert not paths[1].exists()
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """What torchrun gives to the only process of a job; it keeps the store."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "none",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return store
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_only_its_own_checkpoint_is_a_restarted_job_s_to_go_on_from(
+    tmp_path, monkeypatch, torchrun, found
+):
+    """Where the first attempt was refused, since a checkpoint was there, so is every
+    other; one that came later is the job's own."""
+    path, resumes = tmp_path / "c.pt", []
+    if found:
+        path.touch()
+    for attempt in range(3):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+        resumes.append(join(torch.device("cpu"), path)[1])
+        dist.destroy_process_group()
+        path.touch()
+    assert resumes == [False, not found, not found]
+
+
+def test_more_processes_than_gpus_are_refused(tmp_path, torchrun, monkeypatch):
+    """Each needs a GPU of its own; the sentence says how many there are."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match=r"process 0 .+ sees 0 of them; give --nproc"):
+        join(torch.device("cuda"), tmp_path / "c.pt")
+
+
+def start(folder, *torchrun):
+    """train_cifar.py in two processes by torchrun: random pictures, a narrow net."""
+    pictures = folder / "pictures.bin"
+    generator = torch.Generator().manual_seed(0)
+    records = torch.randint(256, (20, 3073), generator=generator)
+    records[:, 0] %= 10  # the label
+    pictures.write_bytes(bytes(records.flatten().tolist()))
+    settings = (
+        f"--data {pictures} --out {folder / 'out'} --device cpu --steps 40 --batch 4 "
+        "--log-every 1 --save-every 2 --base 8 --multipliers 1 1 1 --attention 2 "
+        "--T 50 --samples 1 --sample-every 40"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", *torchrun, "train_cifar.py", *settings.split()]
+    return subprocess.Popen(
+        command,
+        cwd=Path(__file__).parent.parent.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def kill_a_worker(job, checkpoint):
+    """SIGKILL for one of the two, once a step after the first few was saved."""
+    while not checkpoint.exists() or load_checkpoint(checkpoint).step < 4:
+        assert job.poll() is None, job.stderr.read()
+        time.sleep(0.01)
+    workers = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    assert len(workers) == 2
+    os.kill(int(workers[1]), signal.SIGKILL)
+
+
+def finish(job):
+    """What the job wrote to stderr; one that hangs is ended, and fails the test."""
+    try:
+        return job.communicate(timeout=300)[1]
+    except subprocess.TimeoutExpired:
+        job.send_signal(signal.SIGTERM)  # torchrun ends its workers
+        raise
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_job_with_a_clear_message(tmp_path):
+    """The job fails, does not hang, names the signal and how to go on; with
+    --max-restarts it goes on by itself, to the end that an undisturbed job has."""
+    checkpoint = tmp_path / "out" / "checkpoint.pt"
+    job = start(tmp_path)
+    kill_a_worker(job, checkpoint)
+    said = finish(job)
+    assert job.returncode != 0
+    assert "SIGKILL" in said
+    assert "process 0 lost touch with the 1 others" in said
+    assert "--resume" in said
+    assert 4 <= load_checkpoint(checkpoint).step < 40
+
+    (again := tmp_path / "again").mkdir()
+    job = start(again, "--max-restarts=1")
+    kill_a_worker(job, again / "out" / "checkpoint.pt")
+    said = finish(job)
+    assert job.returncode == 0, said
+    (undisturbed := tmp_path / "undisturbed").mkdir()
+    job = start(undisturbed)
+    said = finish(job)
+    assert job.returncode == 0, said
+    found = [load_checkpoint(f / "out" / "checkpoint.pt") for f in (again, undisturbed)]
+    for part in ("step", "weights", "ema", "optimiser"):
+        one, other = (getattr(end, part) for end in found)
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+    # another job, into the same folder, is refused as often as it is started
+    path = undisturbed / "out" / "checkpoint.pt"
+    before = path.read_bytes()
+    job = start(undisturbed, "--max-restarts=1")
+    said = finish(job)
+    assert job.returncode != 0
+    assert said.count("is there already and is not overwritten") >= 4  # 2 x 2 processes
+    assert path.read_bytes() == before

@@ -1,0 +1,289 @@
+"""The 8-bit scale, and files of pictures read back with Pillow."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.strategies import seeds, share
+from tinyddpm.workshop.pictures import (
+    GAP,
+    grid,
+    save_gif,
+    save_loss_plot,
+    save_png,
+    save_strip,
+    to_float,
+    to_uint8,
+)
+
+LEVELS = torch.arange(256, dtype=torch.uint8)
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+def levels(seed, shape):
+    """Uniform 8-bit levels: a function of the seed."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=g)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_8_bit_to_float_to_8_bit_is_the_identity(dtype):
+    """Section 3.3: all 256 levels survive, in every dtype a network may use."""
+    assert torch.equal(to_uint8(to_float(LEVELS, dtype)), LEVELS)
+    assert torch.equal(to_uint8(to_float(LEVELS).to(dtype)), LEVELS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_grid_is_rounded_once(dtype):
+    """Section 3.3: v/127.5 - 1, to the last digit, the ends exactly -1 and 1."""
+    x = to_float(LEVELS, dtype)
+    exact = [(2 * v - 255) / 255 for v in range(256)]  # one rounding in float64
+    assert torch.equal(x, torch.tensor(exact, dtype=torch.float64).to(dtype))
+    assert x[0] == -1
+    assert x[255] == 1
+
+
+@given(st.floats(allow_nan=False, width=32))
+@example(1.005)  # truncation without a clamp wraps this to 0,
+@example(-1.02)  # and this to 254
+@example(math.inf)
+@example(-math.inf)
+def test_to_uint8_takes_the_nearest_level_and_saturates(x):
+    """The level's value is within half a bin (1/255) of x clamped to [-1, 1]."""
+    value = float(to_float(to_uint8(torch.tensor([x])), torch.float64))
+    # x + 1 is rounded to float32 (2**-24), and its multiple of 127.5 again
+    assert abs(value - min(max(x, -1), 1)) <= 1 / 255 + 2**-22
+
+
+def test_what_is_no_picture_is_refused():
+    """nan, levels given as floats and floats given as levels are ValueErrors."""
+    with pytest.raises(ValueError, match="1 of 2 pixels are nan"):
+        to_uint8(torch.tensor([0.0, math.nan]))
+    with pytest.raises(ValueError, match=r"floating point, got torch\.uint8"):
+        to_uint8(LEVELS)
+    with pytest.raises(ValueError, match=r"uint8, got torch\.float32"):
+        to_float(torch.zeros(1))
+
+
+@given(
+    seed=seeds,
+    N=st.integers(1, 9),
+    C=st.sampled_from([1, 3]),
+    H=st.integers(1, 6),
+    W=st.integers(1, 6),
+    columns=st.integers(1, 10),
+    scale=st.integers(1, 4),
+)
+def test_a_grid_holds_each_picture_at_its_place(seed, N, C, H, W, columns, scale):
+    """Asked of each pixel: white between pictures, else the picture's own pixel."""
+    v = levels(seed, (N, C, H, W))
+    out = grid(v, columns, scale)
+    row, i = np.divmod(np.arange(out.shape[1]) - GAP, H * scale + GAP)
+    column, j = np.divmod(np.arange(out.shape[2]) - GAP, W * scale + GAP)
+    n = row[:, None] * min(columns, N) + column
+    inside = (i < H * scale)[:, None] & (j < W * scale) & (n >= 0) & (n < N)
+    inside &= (row >= 0)[:, None] & (column >= 0)
+    picked = v.numpy()[
+        np.where(inside, n, 0), :, i[:, None] // scale % H, j // scale % W
+    ]
+    expected = np.where(inside[..., None], picked, 255).transpose(2, 0, 1)
+    np.testing.assert_array_equal(out.numpy(), expected)
+    assert inside.sum() == N * H * W * scale**2
+
+
+@pytest.mark.parametrize(
+    ("size", "seen"),
+    [(1, 64), (5, 65), (16, 64), (28, 56), (32, 64), (64, 64), (90, 90)],
+)
+def test_small_pictures_are_enlarged_to_be_seen(size, seen):
+    """A 5x5 picture is shown at about 64 pixels; large ones are left alone."""
+    out = grid(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    assert out.shape == (3, seen + 2 * GAP, seen + 2 * GAP)
+
+
+@pytest.mark.parametrize(
+    "v",
+    [
+        torch.zeros(2, 3, 4, 4),
+        torch.zeros(3, 4, 4, dtype=torch.uint8),
+        torch.zeros(2, 2, 4, 4, dtype=torch.uint8),
+        torch.zeros(0, 3, 4, 4, dtype=torch.uint8),
+    ],
+)
+def test_what_a_grid_cannot_show_is_refused(v):
+    """Floats, three dimensions, two channels, no pictures: ValueErrors."""
+    with pytest.raises(ValueError, match="a grid takes uint8 pictures"):
+        grid(v)
+
+
+def pixels(path, mode="RGB"):
+    """What a viewer shows, (H, W, C) or (H, W)."""
+    with Image.open(path) as image:
+        image.load()
+        assert image.format == "PNG"
+        return np.array(image.convert(mode))
+
+
+@pytest.mark.parametrize(("C", "mode"), [(1, "L"), (3, "RGB")])
+def test_a_png_is_read_back_equal(tmp_path, C, mode):
+    """PNG is lossless: Pillow reads the very pixels, in the same places."""
+    v = levels(C, (C, 5, 7))
+    save_png(tmp_path / "a.png", v)
+    expected = v[0] if C == 1 else v.permute(1, 2, 0)
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png", mode), expected.numpy())
+
+
+def test_what_is_no_picture_leaves_no_file(tmp_path):
+    """A wrong shape or dtype is refused, and nothing is written."""
+    for wrong in (torch.zeros(3, 4, 4), levels(0, (2, 4, 4)), levels(0, (1, 3, 4, 4))):
+        with pytest.raises(ValueError, match=r"uint8 \(C, H, W\) with C = 1 or 3"):
+            save_png(tmp_path / "a.png", wrong)
+        with pytest.raises(ValueError, match=r"uint8 \(C, H, W\) with C = 1 or 3"):
+            save_gif(tmp_path / "a.gif", [wrong])
+    assert list(tmp_path.iterdir()) == []
+
+
+def shown(path):
+    """(milliseconds, pixels (3, H, W)) of each frame that a viewer shows."""
+    with Image.open(path) as image:
+        assert image.n_frames == 1 or image.info["loop"] == 0  # 0: for ever
+        for i in range(image.n_frames):
+            image.seek(i)
+            v = np.array(image.convert("RGB")).transpose(2, 0, 1)
+            yield image.info["duration"], v
+
+
+@pytest.mark.parametrize("C", [1, 3])
+@pytest.mark.parametrize(
+    "order",
+    [[0, 1, 2, 3, 4], [0, 1, 2, 1, 2, 2], [0, 0, 1, 1], [2, 2, 2], [0]],
+    ids=str,
+)
+def test_a_gif_shows_every_frame_for_its_time(tmp_path, C, order):
+    """Frame k of n at (k + 1/2)/n of the time, equal ones too; the last one for 2 s.
+
+    Frames of at most 256 colours are shown exactly. A frame's time is right to the
+    hundredth of a second, GIF's unit.
+    """
+    frames = [levels(i, (C, 9, 11)) for i in order]
+    save_gif(tmp_path / "a.gif", frames, seconds=1.0)
+    viewed = [v for ms, v in shown(tmp_path / "a.gif") for _ in range(ms)]
+    each, last = 1000 / len(frames), 2000
+    wrong = 5 * (len(frames) - 1)  # half a hundredth for each frame but the last
+    assert abs(len(viewed) - (each * (len(frames) - 1) + last)) <= wrong
+    for k, frame in enumerate(frames):
+        at = -1 if k == len(frames) - 1 else round((k + 0.5) * each)
+        np.testing.assert_array_equal(viewed[at], frame.expand(3, -1, -1).numpy())
+    for v in viewed[-last:]:
+        np.testing.assert_array_equal(v, viewed[-1])
+
+
+def test_a_gif_needs_frames_of_one_shape(tmp_path):
+    """No frame, or frames of two shapes: refused, nothing written."""
+    for frames in ([], [levels(0, (3, 4, 4)), levels(0, (3, 4, 5))]):
+        with pytest.raises(ValueError, match="one or more frames of one shape"):
+            save_gif(tmp_path / "a.gif", frames)
+    assert list(tmp_path.iterdir()) == []
+
+
+@share(20)
+@given(
+    seed=seeds,
+    n_rows=st.integers(1, 3),
+    N=st.integers(1, 7),
+    C=st.sampled_from([1, 3]),
+    H=st.integers(1, 40),
+    W=st.integers(1, 40),
+)
+def test_a_strip_puts_pictures_down_pixel_by_pixel(
+    tmp_path_factory, seed, n_rows, N, C, H, W
+):
+    """Below 40 pixels of text, each row is its grid, unresampled, in order."""
+    path = tmp_path_factory.mktemp("strip") / "a.png"
+    rows = [levels(seed + i, (N, C, H, W)) for i in range(n_rows)]
+    captions = [f"$x_{{{j}}}$" for j in range(N)]
+    save_strip(path, [(f"row {i}", captions, v) for i, v in enumerate(rows)])
+    shown = np.split(pixels(path), n_rows)
+    for block, v in zip(shown, rows, strict=True):
+        expected = grid(v, N).expand(3, -1, -1).permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(block[40:], expected)
+        assert (block[:20] < 128).any()  # a heading,
+        assert (block[20:40] < 128).any()  # and captions
+
+
+def test_a_strip_needs_a_caption_for_each_picture(tmp_path):
+    """Too few captions, or rows of two shapes: refused, nothing written."""
+    a, b = levels(0, (2, 3, 4, 4)), levels(0, (3, 3, 4, 4))
+    for rows in (
+        [("one", ["x"], a)],
+        [("one", ["x", "y"], a), ("two", ["x", "y", "z"], b)],
+        [],
+    ):
+        with pytest.raises(
+            ValueError, match="rows of one shape and a caption for each"
+        ):
+            save_strip(tmp_path / "a.png", rows)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_plot_draws_the_losses_and_the_floor(tmp_path, monkeypatch):
+    """The curve is the losses given, the dashed line the floor, on a log scale."""
+    from matplotlib.figure import Figure
+
+    drawn = []
+    write = Figure.savefig
+    monkeypatch.setattr(
+        Figure,
+        "savefig",
+        lambda self, *a, **k: (drawn.append(self), write(self, *a, **k)),
+    )
+    save_loss_plot(tmp_path / "a.png", [1, 2, 5], [1.0, 0.5, 0.1], floor=0.03)
+    save_loss_plot(tmp_path / "b.png", [1, 2, 5], [1.0, 0.5, 0.1])
+    (with_floor,), (without,) = (figure.axes for figure in drawn)
+    curve, floor = with_floor.lines
+    assert curve.get_xydata().tolist() == [[1, 1.0], [2, 0.5], [5, 0.1]]
+    assert set(floor.get_ydata()) == {0.03}
+    assert with_floor.get_yscale() == "log"
+    low, high = with_floor.get_ylim()
+    assert low < 0.03 < 1 < high
+    assert len(without.lines) == 1
+    for name in ("a.png", "b.png"):
+        assert pixels(tmp_path / name).shape == (400, 800, 3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "losses"),
+    [([], []), ([1], [0.0]), ([1], [math.nan]), ([1], [-1.0]), ([1, 2], [1.0])],
+)
+def test_a_loss_plot_refuses_what_it_cannot_show(tmp_path, steps, losses):
+    """No loss, one not above 0 (log scale), or not one for each step: refused."""
+    with pytest.raises(ValueError, match="a loss > 0 for each step"):
+        save_loss_plot(tmp_path / "a.png", steps, losses)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plots_leave_pyplot_alone(tmp_path, monkeypatch):
+    """No global figure, backend or window: pyplot, where those live, is not needed."""
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it fails
+    save_loss_plot(tmp_path / "a.png", [1, 2], [1.0, 0.5])
+    save_strip(tmp_path / "b.png", [("a", ["b"], levels(0, (1, 3, 4, 4)))])
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    """Each function names the path that it cannot write, and what to do."""
+    (tmp_path / "a").write_bytes(b"")
+    path, v = tmp_path / "a" / "b.png", levels(0, (1, 3, 4, 4))
+    for save in (
+        lambda: save_png(path, v[0]),
+        lambda: save_gif(path, [v[0]]),
+        lambda: save_strip(path, [("a", ["b"], v)]),
+        lambda: save_loss_plot(path, [1], [1.0]),
+    ):
+        with pytest.raises(OSError, match=r"cannot write .*a/b\.png.*give a folder"):
+            save()

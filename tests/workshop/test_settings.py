@@ -1,0 +1,126 @@
+"""Laws of the settings: each field is a flag, and what a flag says is what is set."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyddpm.workshop.settings import TrainConfig, flags, from_flags, pick_device
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A field of each kind."""
+
+    a_number: Annotated[int, "how many"] = 3
+    rate: Annotated[float, "how fast, 50 % say"] = 0.5
+    name: Annotated[str, "of whom"] = "x"
+    flip: Annotated[bool, "or not"] = True
+    bf16: Annotated[bool | None, "or not, or either"] = None
+    limit: Annotated[int | None, "at most"] = None
+    widths: Annotated[tuple[int, ...], "of levels"] = (1, 2)
+    kind: Annotated[Literal["one", "two"], "of two"] = "one"
+
+
+settings = st.builds(
+    Settings,
+    st.integers(0),
+    st.floats(0, allow_infinity=False),
+    st.text("abc/. ", min_size=1),
+    st.booleans(),
+    st.sampled_from([None, True, False]),
+    st.none() | st.integers(0),
+    st.lists(st.integers(0), max_size=3).map(tuple),
+    st.sampled_from(["one", "two"]),
+)
+
+
+def as_flags(c: Settings) -> list[str]:
+    """What a user would type to get these settings."""
+    words = [f"--a-number={c.a_number}", f"--rate={c.rate!r}", f"--name={c.name}"]
+    words += ["--flip" if c.flip else "--no-flip", f"--kind={c.kind}"]
+    words += [] if c.bf16 is None else ["--bf16" if c.bf16 else "--no-bf16"]
+    words += [] if c.limit is None else [f"--limit={c.limit}"]
+    return [*words, "--widths", *map(str, c.widths)]
+
+
+@given(settings)
+def test_flags_say_what_is_set(c):
+    """Settings -> flags -> settings is the identity, whatever the kind of the field."""
+    args = flags(Settings(), "").parse_args(as_flags(c))
+    assert from_flags(Settings, args) == c
+
+
+@given(settings)
+def test_without_flags_the_instance_is_the_default(c):
+    """A script's own defaults are those of the instance that it gives."""
+    assert from_flags(Settings, flags(c, "").parse_args([])) == c
+
+
+def test_help_says_what_each_means_and_its_default():
+    """--help is made from the fields' annotations."""
+    text = " ".join(flags(Settings(), "What it does.").format_help().split())
+    for said in (
+        "What it does.",
+        "--a-number INT how many; default: 3",
+        "--rate FLOAT how fast, 50 % say; default: 0.5",
+        "--widths [INT ...] of levels; default: 1 2",
+        "--bf16, --no-bf16 or not, or either; default: chosen for the device or",
+    ):
+        assert said in text
+
+
+@pytest.mark.parametrize("words", [["--rat=1"], ["--kind=three"], ["--a-number=1.5"]])
+def test_what_is_no_flag_or_no_value_ends_the_script(words, capsys):
+    """An abbreviation might mean another flag tomorrow; a choice is one of those."""
+    with pytest.raises(SystemExit) as ended:
+        flags(Settings(), "").parse_args(words)
+    assert ended.value.code == 2
+    assert words[0].split("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("batch", 0, "batch must be at least 1, got 0"),
+        ("micro_batch", 0, "micro_batch must be at least 1, got 0"),
+        ("steps", 0, "steps must be at least 1, got 0"),
+        ("lr", -1e-3, "lr must be finite and at least 0, got -0.001"),
+        ("lr", float("nan"), "lr must be finite and at least 0, got nan"),
+        ("lr", float("inf"), "lr must be finite and at least 0, got inf"),
+        ("clip", 0.0, r"clip must be above 0 .*, got 0.0"),
+        ("seed", 2**62, r"seed must lie in 0\.\.2\^62 - 1, got 4611686018427387904"),
+        ("ema", 1.0, r"ema must lie in \[0, 1\), got 1.0"),
+        ("save_every", 150, "multiple of log_every.+150 and 100"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(field, value, said):
+    """A ValueError with the name and the value, before anything is begun."""
+    with pytest.raises(ValueError, match=said):
+        TrainConfig(**{field: value})
+
+
+def test_what_may_change_is_all_but_what_changes_the_numbers():
+    """The fixed settings are those the weights depend on; steps too, with lr_end."""
+    fixed = {"batch", "lr", "warmup", "lr_end", "clip", "ema", "seed", "bf16"}
+    assert set(TrainConfig().fixed()) == fixed
+    assert set(TrainConfig(lr_end=0.0).fixed()) == {*fixed, "steps"}
+    names = {f.name for f in dataclasses.fields(TrainConfig)}
+    assert names == fixed | set(TrainConfig.may_change)
+
+
+def test_a_device_is_picked_by_name():
+    """auto is the GPU if there is one; a name that means nothing is refused."""
+    gpu = torch.cuda.is_available()
+    assert pick_device("auto").type == ("cuda" if gpu else "cpu")
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(ValueError, match=r"auto, cpu, cuda.+got 'gpu'"):
+        pick_device("gpu")
+    with pytest.raises(
+        ValueError, match=r"--device cuda:99 was asked for.+--device cpu"
+    ):
+        pick_device("cuda:99")

@@ -1,0 +1,1 @@
+"""Mathematics that is not in this paper: exact answers, coders, later networks."""

@@ -1,0 +1,184 @@
+"""Checkpoints: all that a run needs to go on, in one file that is whole or not there.
+
+What lives here: the file's format, writing it, reading it, refusing what does not fit,
+and the network that comes out of it. What does not: when one is written (`train.py`).
+
+The file is what torch.save writes, followed by the BLAKE2b digest of those bytes, so
+that no damaged byte goes unseen; torch.load(path, weights_only=True) reads it too.
+"""
+
+import hashlib
+import io
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import mlp, unet
+from .files import write_whole
+
+FORMAT = "tinyddpm checkpoint 1"
+DIGEST = 32  # bytes
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the file holds: plain values and tensors, so that no pickle is ever run.
+
+    Attributes:
+        step: the gradient steps done.
+        config: the run's settings, field by field.
+        network: (class name, its constructor's arguments), or None where the network
+            does not tell them; `rebuild` then cannot make it.
+        shape: (C, H, W) of the pictures.
+        beta: β_1..β_T, (T,), float64: Schedule(beta) is the run's schedule.
+        weights, ema: state_dicts of the network and of its moving average.
+        optimiser: Adam's state_dict.
+    """
+
+    step: int
+    config: dict[str, Any]
+    network: tuple[str, dict[str, Any]] | None
+    shape: tuple[int, ...]
+    beta: Tensor
+    weights: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    optimiser: dict[str, Any]
+
+
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Writes the file under a temporary name, to the disk, then renames it.
+
+    Killed, or out of room, at any moment, it leaves the file that was there as it was.
+
+    Raises:
+        FloatingPointError: if a number in it is not finite; nothing is written.
+        OSError: where the file cannot be written.
+    """
+    path = Path(path)
+    _refuse_non_finite(checkpoint)
+    buffer = io.BytesIO()
+    parts = {
+        field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)
+    }
+    torch.save({"format": FORMAT} | parts, buffer)
+    content = buffer.getbuffer()
+    for left_behind in path.parent.glob(f".{path.name}.*.part"):  # by a killed run
+        left_behind.unlink(missing_ok=True)
+    with write_whole(path) as file:
+        file.write(content)
+        file.write(hashlib.blake2b(content, digest_size=DIGEST).digest())
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads the file, onto the CPU.
+
+    Raises:
+        OSError: where there is no such file.
+        ValueError: for a file that is damaged, cut short, or of another format.
+    """
+    content = Path(path).read_bytes()
+    body, digest = memoryview(content)[:-DIGEST], content[-DIGEST:]
+    if hashlib.blake2b(body, digest_size=DIGEST).digest() != digest:
+        raise ValueError(
+            f"{path} is not a whole checkpoint: it is cut short or damaged (its "
+            f"{len(content)} bytes do not fit their check sum), or another program "
+            f"wrote it; move it away, and start again or go on from a good copy"
+        )
+    try:
+        saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than numbers and plain values; no code is run from a "
+            f"file, so it was not read"
+        ) from error
+    if saved.pop("format", None) != FORMAT:
+        raise ValueError(
+            f"{path} is a checkpoint of another version, this one reads "
+            f"{FORMAT!r}; use the version of tinyddpm that wrote it"
+        )
+    return Checkpoint(**saved)
+
+
+def rebuild(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
+    """The network of a checkpoint, on the CPU, with dropout off.
+
+    Args:
+        weights: "ema", the moving average (App. B samples from it), or "weights".
+    """
+    if weights not in ("ema", "weights"):
+        raise ValueError(f"weights must be 'ema' or 'weights', got {weights!r}")
+    if checkpoint.network is None:
+        raise ValueError(
+            "the network of this checkpoint kept no `arguments`, as a UNet of another "
+            "block or attention than the paper's keeps none, so it cannot be made from "
+            "the file alone; make it in Python and load `checkpoint.ema` into it"
+        )
+    name, arguments = checkpoint.network
+    classes: dict[str, type[nn.Module]] = {"MLP": mlp.MLP, "UNet": unet.UNet}
+    if name not in classes:
+        raise ValueError(f"networks to rebuild are {sorted(classes)}, not {name!r}")
+    net = classes[name](**arguments)
+    net.load_state_dict(getattr(checkpoint, weights))
+    return net.eval()
+
+
+def refuse_another_run(
+    path: Path, found: Checkpoint, now: Checkpoint, fixed: set[str]
+) -> None:
+    """ValueError, naming what differs, unless `now` may go on from `found`.
+
+    Args:
+        found, now: what the file holds, and the run that would go on from it.
+        fixed: the names of the settings that must agree.
+    """
+    old, new = found.config, now.config
+    differ = [
+        f"{name} (there {old.get(name)}, here {new.get(name)})"
+        for name in sorted(fixed | (old.keys() - new.keys()))
+        if old.get(name) != new.get(name)
+    ]
+    differ += [
+        f"the {part} (there {getattr(found, part)}, here {getattr(now, part)})"
+        for part in ("network", "shape")
+        if getattr(found, part) != getattr(now, part)
+    ]
+    if not torch.equal(found.beta, now.beta):
+        differ.append("the schedule's beta")
+    sizes = [{k: v.shape for k, v in x.weights.items()} for x in (found, now)]
+    if sizes[0] != sizes[1]:
+        differ.append("the names or shapes of the weights")
+    if differ:
+        raise ValueError(
+            f"{path} is of another run, which differs in {', '.join(differ)}; go on "
+            f"with the settings it has, or give another folder"
+        )
+
+
+def _refuse_non_finite(checkpoint: Checkpoint) -> None:
+    states = {
+        "weights": checkpoint.weights,
+        "ema": checkpoint.ema,
+        "optimiser": checkpoint.optimiser["state"],
+    }
+    for part, state in states.items():
+        for name, tensor in _tensors(state):
+            if not bool(tensor.isfinite().all()):
+                raise FloatingPointError(
+                    f"after step {checkpoint.step} {part}{name} holds a number that is "
+                    f"not finite, so nothing was saved; go on from the last good "
+                    f"checkpoint with a lower learning rate"
+                )
+
+
+def _tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested dictionaries, with the way to it, "[a][b]"."""
+    if isinstance(state, Tensor):
+        yield name, state
+    elif isinstance(state, dict):
+        for key, value in state.items():
+            yield from _tensors(value, f"{name}[{key}]")

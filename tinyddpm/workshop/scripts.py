@@ -1,0 +1,102 @@
+"""What the scripts that train a U-Net on pictures share: settings, flags, samples.
+
+What lives here: the settings beside Algorithm 1's, those of a run of minutes, and how
+a command line becomes them. What does not: data, network, Algorithms 1 and 2, which
+each script calls itself, one after the other.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import torch
+from torch import Generator
+
+from .runtime import autocast, out_of_memory
+from .settings import TrainConfig, flags, from_flags
+
+
+@dataclass(frozen=True)
+class PictureConfig(TrainConfig):
+    """Settings beside Algorithm 1's. The defaults are the paper's, for CIFAR-10."""
+
+    data: Annotated[str, "where the pictures are"] = "data"
+    out: Annotated[str, "folder for what is written"] = "out"
+    device: Annotated[str, "auto, cpu, cuda or cuda:<number>"] = "auto"
+    T: Annotated[int, "steps of the forward process (section 4)"] = 1000
+    base: Annotated[int, "channels at full size (App. B)"] = 128
+    multipliers: Annotated[tuple[int, ...], "channels in bases (App. B)"] = (1, 2, 2, 2)
+    attention: Annotated[tuple[int, ...], "levels with it, 0 is full size"] = (1,)
+    dropout: Annotated[float, "in every block (App. B)"] = 0.1
+    samples: Annotated[int, "pictures in a grid"] = 64
+    clip_x_0: Annotated[bool, "clamp x̂_0 in samples (authors' code)"] = False
+
+    may_change = (*TrainConfig.may_change, "out", "device", "samples", "clip_x_0")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
+
+
+# Minutes on two cores in place of hours on a GPU. Each script adds what its data ask.
+SHORT: dict[str, Any] = {
+    "T": 250,  # a sample takes as many calls of the network
+    "base": 32,
+    "dropout": 0.0,  # too short a run to overfit
+    "lr": 1e-3,  # a narrow network bears more than App. B's 2e-4,
+    "lr_end": 5e-5,  # and settles where the rate falls
+    "warmup": 50,
+    "ema": 0.99,  # an average over about 100 steps, not 10,000
+    "log_every": 20,
+    "save_every": 200,
+    "bf16": True,  # faster with AVX512_BF16; without it slower: give --no-bf16
+    "clip_x_0": True,  # not in Algorithm 2: else many samples run away to one colour
+}
+
+Config = TypeVar("Config", bound=PictureConfig)
+
+
+def command_line(
+    argv: list[str],
+    description: str | None,
+    config: Config,
+    presets: Mapping[str, Config],
+    switches: Mapping[str, str] | None = None,
+) -> tuple[Config, argparse.Namespace]:
+    """The settings that `argv` asks for, and the switches beside them.
+
+    Args:
+        config: the defaults.
+        presets: other defaults, by the flag that asks for them.
+        switches: further flags and their help; --resume is always one.
+    """
+    asked = [preset for flag, preset in presets.items() if flag in argv]
+    parser = flags(asked[0] if asked else config, description or "")
+    for flag in presets:
+        parser.add_argument(flag, action="store_true", help="other defaults, see above")
+    parser.add_argument("--resume", action="store_true", help="go on from --out")
+    for flag, meaning in (switches or {}).items():
+        parser.add_argument(flag, action="store_true", help=meaning)
+    args = parser.parse_args(argv)
+    return from_flags(type(config), args), args
+
+
+@contextmanager
+def sampling(c: PictureConfig, device: torch.device) -> Iterator[Generator]:
+    """Bfloat16 as in training, and the source of all noise: its seed is the run's.
+
+    Raises: MemoryError, where there is too little for so many samples.
+    """
+    try:
+        with autocast(device, c.bf16):
+            yield Generator(device).manual_seed(c.seed)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise MemoryError(
+            f"out of memory while drawing samples; lower --samples, now {c.samples}, "
+            f"and go on with --resume. PyTorch said: {error}"
+        ) from error
