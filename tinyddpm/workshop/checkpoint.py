@@ -18,11 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import mlp, unet
+from ..mlp import MLP
+from ..unet import ResBlock, SelfAttention, UNet
 from .files import write_whole
 
-FORMAT = "tinyddpm checkpoint 1"
+FORMAT = "tinyddpm checkpoint 2"
+FIRST = "tinyddpm checkpoint 1"  # called config["max_norm"] config["clip"]
 DIGEST = 32  # bytes
+CLASSES: dict[str, type[nn.Module]] = {"MLP": MLP, "UNet": UNet}
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} holds more than numbers and plain values; no code is run from a "
             f"file, so it was not read"
         ) from error
-    if saved.pop("format", None) != FORMAT:
+    version = saved.pop("format", None)
+    if version == FIRST:
+        saved["config"]["max_norm"] = saved["config"].pop("clip")
+    elif version != FORMAT:
         raise ValueError(
             f"{path} is a checkpoint of another version, this one reads "
             f"{FORMAT!r}; use the version of tinyddpm that wrote it"
@@ -119,12 +125,30 @@ def rebuild(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
             "the file alone; make it in Python and load `checkpoint.ema` into it"
         )
     name, arguments = checkpoint.network
-    classes: dict[str, type[nn.Module]] = {"MLP": mlp.MLP, "UNet": unet.UNet}
-    if name not in classes:
-        raise ValueError(f"networks to rebuild are {sorted(classes)}, not {name!r}")
-    net = classes[name](**arguments)
+    if name not in CLASSES:
+        raise ValueError(f"networks to rebuild are {sorted(CLASSES)}, not {name!r}")
+    net = CLASSES[name](**arguments)
     net.load_state_dict(getattr(checkpoint, weights))
     return net.eval()
+
+
+def description(net: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """What `Checkpoint.network` keeps: the class and its constructor's arguments.
+
+    None for a class that is not ours, and for a U-Net of other blocks than the paper's.
+    """
+    if type(net) is MLP:
+        names = ["shape", "width", "depth", "emb"]
+    elif (
+        type(net) is UNet
+        and type(net.middle1) is ResBlock
+        and type(net.middle_attention) is SelfAttention
+    ):
+        names = ["in_channels", "base", "multipliers", "attention_levels"]
+        names += ["dropout", "num_classes"]
+    else:
+        return None
+    return type(net).__name__, {name: getattr(net, name) for name in names}
 
 
 def refuse_another_run(
