@@ -127,7 +127,7 @@ def bits_per_dim(
 ) -> Bound:
     """Eq. 5: L = L_T + Σ_{t>1} L_{t-1} + L_0 of each picture, from one x_t for each t
 
-    `beyond/estimate.py` does so for many pictures, in pieces, or by sampling t.
+    For many pictures, or a sample of the t, see `beyond/estimate.py`.
 
     Args:
         eps_theta: the network, asked for all N pictures at each t = T..1 (`asked`).

@@ -12,21 +12,17 @@ Draw = Callable[[int, Generator | None], tuple[Tensor, ...]]
 def to_float(v: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Section 3.3: 8-bit levels v = 0..255 scaled linearly to [-1, 1], v/127.5 - 1
 
-    Computed as (v - 127.5)/127.5, whose numerator is exact, so that it rounds once.
-
     Args: v, uint8, any shape. Returns: that shape, in dtype.
     """
     if v.dtype != torch.uint8:
         raise ValueError(f"8-bit levels must be uint8, got {v.dtype}")
-    return (v.to(dtype) - 127.5) / 127.5
+    return (v.to(dtype) - 127.5) / 127.5  # the numerator is exact: rounded once
 
 
 def to_uint8(x: Tensor) -> Tensor:
     """The nearest 8-bit level of x in [-1, 1]; beyond the ends, the end.
 
-    to_uint8(to_float(v)) = v for all 256 levels.
-
-    Args: x, floating point, any shape. Raises: ValueError for nan, which is no level.
+    It undoes `to_float`. Raises: ValueError for nan, and for x not floating point.
     """
     if not x.is_floating_point():
         raise ValueError(f"pictures in [-1, 1] must be floating point, got {x.dtype}")
@@ -70,10 +66,8 @@ def drawer(images: Tensor, labels: Tensor | None = None, flip: bool = False) -> 
         given = f"got {images.dtype} {tuple(images.shape)}"
         raise ValueError(f"pictures must be uint8 (N, C, H, W) with N >= 1, {given}")
     if labels is not None and (labels.shape != (N,) or labels.dtype != torch.long):
-        raise ValueError(
-            f"{N} pictures need as many labels, a LongTensor (N,), got {labels.dtype} "
-            f"{tuple(labels.shape)}"
-        )
+        given = f"got {labels.dtype} {tuple(labels.shape)}"
+        raise ValueError(f"{N} pictures need as many labels, a LongTensor, {given}")
 
     def draw(B: int, generator: Generator | None) -> tuple[Tensor, ...]:
         i = torch.randint(N, (B,), generator=generator, device=device)

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .forward import q_posterior, q_sample
-from .schedule import Schedule, at, same_shape
+from .schedule import Schedule, at
 
 EpsTheta = Callable[[Tensor, Tensor], Tensor]
 
@@ -144,11 +144,9 @@ def interpolate(
     lam = torch.as_tensor(lam, dtype=torch.float64).to(x_0)
     if lam.ndim != 1 or len(lam) < 1 or not bool(((lam >= 0) & (lam <= 1)).all()):
         raise ValueError(f"lam must be a row of numbers in [0, 1], got {lam}")
-    if not 1 <= t <= s.T:
-        raise ValueError(f"t must lie in 1..{s.T}, got {t}")
-    same_shape("x_0_prime", x_0_prime, x_0)
     s, eps_theta, shape = s.to(x_0.device), asked(eps_theta), (len(lam), *x_0.shape)
     t_B = torch.full(x_0.shape[:1], t, device=x_0.device)
+    at(s.beta, t_B, x_0, x_0_prime=x_0_prime)  # refuses another shape, and t = 0
     x_t = q_sample(s, x_0, t_B, randn_like(x_0, generator))
     x_t_prime = q_sample(s, x_0_prime, t_B, randn_like(x_0, generator))
     lam = lam.view(-1, *[1] * x_0.ndim)
@@ -169,8 +167,8 @@ def randn_like(x: Tensor, generator: Generator | None) -> Tensor:
 def asked(eps_theta: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`eps_theta` as it is called when it is not trained: dropout off, no gradients.
 
-    Every training flag is as it was after each call. This holds for an nn.Module; of a
-    function's modules nothing is known, so call eval() on them first.
+    After each call an nn.Module has its training flags again. Of a function's modules
+    nothing is known: call eval() on them first.
     """
     modules = list(eps_theta.modules()) if isinstance(eps_theta, nn.Module) else []
 

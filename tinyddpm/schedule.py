@@ -30,11 +30,10 @@ class Schedule:
         if beta.ndim != 1 or len(beta) < 1:
             given = f"got shape {tuple(beta.shape)}"
             raise ValueError(f"beta must be beta_1..beta_T, (T,) with T >= 1, {given}")
-        for t in (
-            ~((beta > 0) & (beta < 1))
-        ).nonzero().flatten() + 1:  # nan is wrong too
-            given = f"got beta_{t} = {float(beta[t - 1])} of T = {len(beta)}"
-            raise ValueError(f"every beta_t must lie inside (0, 1), {given}")
+        wrong = (~((beta > 0) & (beta < 1))).nonzero().flatten()  # nan is wrong too
+        if len(wrong):
+            given = f"beta_{int(wrong[0]) + 1} = {float(beta[wrong[0]])}"
+            raise ValueError(f"every beta_t must lie inside (0, 1), got {given}")
         self.T = len(beta)
         self.beta = torch.cat([beta.new_zeros(1), beta])
         self.alpha = 1 - self.beta
@@ -43,11 +42,11 @@ class Schedule:
         self.beta_tilde = torch.zeros_like(self.beta)  # β̃_0 and β̃_1 are 0
         self.beta_tilde[1:] = one_minus[:-1] / one_minus[1:] * beta
         if self.alpha_bar[1] == 1 or self.alpha_bar[-1] == 0:
-            found = (
-                f"alpha_bar_1 = {self.alpha_bar[1]}, alpha_bar_T = {self.alpha_bar[-1]}"
+            ends = (
+                f"alpha_bar_1 = {self.alpha_bar[1]}, alpha_bar_T {self.alpha_bar[-1]}"
             )
             how = "choose a larger beta_1 or a smaller T"
-            raise ValueError(f"float64 cannot hold this schedule: {found}; {how}")
+            raise ValueError(f"float64 cannot hold this schedule: {ends}; {how}")
 
     def sigma2(self, choice: str) -> Tensor:
         """σ_t² of section 3.2 as a table (T + 1,): "beta" is β_t, "beta_tilde" is β̃_t.
@@ -76,9 +75,8 @@ class Schedule:
         return moved
 
     def __repr__(self) -> str:
-        beta, last = self.beta.tolist(), self.alpha_bar[-1].item()
-        ends = f"beta_1={beta[1]:g}, beta_T={beta[-1]:g}, alpha_bar_T={last:.3g}"
-        return f"Schedule(T={self.T}, {ends})"
+        ends = f"beta_1={self.beta[1]:g}, beta_T={self.beta[-1]:g}"
+        return f"Schedule(T={self.T}, {ends}, alpha_bar_T={self.alpha_bar[-1]:.3g})"
 
 
 def linear_schedule(
@@ -178,8 +176,7 @@ def _end_points(
 ) -> tuple[int, float, float]:
     """T and the given end points, or the paper's 1e-4 and 0.02 scaled by 1000 / T.
 
-    ᾱ_T is about exp(-T (β_1 + β_T) / 2), so scaling by 1000 / T keeps the noise that
-    T steps add the same. Below T = 20 that asks for β_T >= 1: give both then.
+    ᾱ_T is about exp(-T (β_1 + β_T) / 2), so that T steps then add the same noise.
     """
     if not hasattr(T, "__index__") or operator.index(T) < 1:
         raise ValueError(f"T must be a whole number of steps >= 1, got {T!r}")

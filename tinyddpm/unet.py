@@ -103,7 +103,7 @@ class UNet(nn.Module):
             There always is one between the two middle blocks.
         dropout: the probability inside each block.
         num_classes: None, or the number of classes c; one more stands for "none".
-        block, attention: other modules than these, made and called as they are.
+        block, attention: the modules, or others that are made and called as they are.
     """
 
     def __init__(
