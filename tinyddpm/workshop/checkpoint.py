@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..mlp import MLP
 from ..unet import ResBlock, SelfAttention, UNet
+from .content import refuse_content
 from .files import write_whole
 
 FORMAT = "tinyddpm checkpoint 2"
@@ -70,8 +71,6 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     }
     torch.save({"format": FORMAT} | parts, buffer)
     content = buffer.getbuffer()
-    for left_behind in path.parent.glob(f".{path.name}.*.part"):  # by a killed run
-        left_behind.unlink(missing_ok=True)
     with write_whole(path) as file:
         file.write(content)
         file.write(hashlib.blake2b(content, digest_size=DIGEST).digest())
@@ -99,14 +98,19 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} holds more than numbers and plain values; no code is run from a "
             f"file, so it was not read"
         ) from error
+    except Exception as error:  # torch raises several kinds for bytes that are no file
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} holds a {type(saved).__name__}, not a checkpoint")
     version = saved.pop("format", None)
-    if version == FIRST:
-        saved["config"]["max_norm"] = saved["config"].pop("clip")
+    if version == FIRST and isinstance(saved.get("config"), dict):
+        saved["config"]["max_norm"] = saved["config"].pop("clip", 1.0)
     elif version != FORMAT:
         raise ValueError(
             f"{path} is a checkpoint of another version, this one reads "
             f"{FORMAT!r}; use the version of tinyddpm that wrote it"
         )
+    refuse_content(Path(path), saved, len(body))
     return Checkpoint(**saved)
 
 
@@ -127,8 +131,14 @@ def rebuild(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
     name, arguments = checkpoint.network
     if name not in CLASSES:
         raise ValueError(f"networks to rebuild are {sorted(CLASSES)}, not {name!r}")
-    net = CLASSES[name](**arguments)
-    net.load_state_dict(getattr(checkpoint, weights))
+    try:
+        net = CLASSES[name](**arguments)
+        net.load_state_dict(getattr(checkpoint, weights))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"the weights of this checkpoint are not those of {name}(**{arguments}), "
+            f"which it says they are: {error}"
+        ) from error
     return net.eval()
 
 

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..data import Draw
 from ..sampler import asked
 from ..schedule import Schedule, same_shape
 from ..train import EMA, L_simple, algorithm_1, random_seed
+from .files import only_run
 from .processes import parts, rank, world
 from .settings import TrainConfig
 from .speed import faster, unwrapped
@@ -69,6 +70,7 @@ def fit(
     )
     with (
         rng_left_alone(device),
+        only_run(checkpoint) if checkpoint and rank() == 0 else nullcontext(),
         trouble_explained(B, config.micro_batch),
         signals(checkpoint is not None) as caught,
     ):
