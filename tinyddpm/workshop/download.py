@@ -12,9 +12,8 @@ import shutil
 import tarfile
 import time
 import zlib
-from collections.abc import Callable
-from functools import partial
-from multiprocessing.pool import ThreadPool
+from contextlib import suppress
+from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
@@ -116,8 +115,6 @@ def download(file: OfficialFile, folder: str | Path, timeout: float = TIMEOUT) -
             first is removed; the second is not touched.
         ModuleNotFoundError: pooch is not installed.
     """
-    with extra():
-        import pooch
     from filelock import FileLock  # torch needs it too
 
     path = Path(folder) / file.url.rpartition("/")[2]
@@ -131,14 +128,23 @@ def download(file: OfficialFile, folder: str | Path, timeout: float = TIMEOUT) -
             if not path.exists():
                 _fetch(file, part, timeout)
                 os.replace(part, path)
-            elif (found := pooch.file_hash(str(path))) != file.sha256:
+            elif (found := _sha256(path)) != file.sha256:
                 raise ValueError(
                     f"{path} is there, but its SHA-256 is {found} instead of "
                     f"{file.sha256}; move it away and download again"
                 )
         finally:
-            lock.unlink(missing_ok=True)
+            with suppress(OSError):  # Windows: it is open, and goes when closed
+                lock.unlink()
     return path
+
+
+def _sha256(path: Path) -> str:
+    with extra():
+        from pooch import file_hash
+
+    digest: str = file_hash(str(path), alg="sha256")
+    return digest
 
 
 class _RefusedError(ValueError):
@@ -151,41 +157,26 @@ class _UselessError(_RefusedError):
 
 def _fetch(file: OfficialFile, part: Path, timeout: float) -> None:
     """Brings `part` to its full length and checks it."""
-    import pooch
-    from requests import RequestException
-    from urllib3.exceptions import HTTPError
-
-    with open(part, "ab") as opened:
-        transfer = _Transfer(file, opened)
-        had = transfer.have
-        get = pooch.HTTPDownloader(
-            progressbar=True,
-            chunk_size=1 << 14,
-            timeout=timeout,
-            headers={"Range": f"bytes={had}-" if had else None}
-            | {"Accept-Encoding": "identity"},  # the bytes as the server has them
-            hooks={"response": transfer.begin},
-        )
-        try:
+    had = part.stat().st_size if part.exists() else 0
+    try:
+        with open(part, "ab") as opened:
             if had != file.size:
-                transfer.wait_for(partial(get, file.url, transfer, None), timeout)
+                _Transfer(file, opened).run(timeout)
             os.fsync(opened.fileno())
-            if (found := pooch.file_hash(str(part))) != file.sha256:
-                raise _UselessError(
-                    f"{file.url} gave another file than expected: its SHA-256 is "
-                    f"{found} instead of {file.sha256}; it was removed. {_LOOK}"
-                )
-        except _UselessError:
-            part.unlink()
-            if not had:
-                raise
-        except _RefusedError:
+        if (found := _sha256(part)) != file.sha256:
+            raise _UselessError(
+                f"{file.url} gave another file than expected: its SHA-256 is {found} "
+                f"instead of {file.sha256}; it was removed. {_LOOK}"
+            )
+    except _UselessError:
+        part.unlink()
+        if not had:
             raise
-        except (RequestException, HTTPError, ValueError) as error:
-            transfer.give_up(str(error), error)
-        else:
-            return
-    _fetch(file, part, timeout)  # all of it: it had begun with another file's bytes
+        _fetch(file, part, timeout)  # all of it: it began with another file's bytes
+    except BaseException:
+        if part.exists() and part.stat().st_size == 0:
+            part.unlink()
+        raise
 
 
 class _Transfer:
@@ -195,24 +186,57 @@ class _Transfer:
         self.file, self.opened, self.flush = file, opened, opened.flush
         self.have = opened.tell()  # bytes in the .part file
         self.came = 0  # bytes of this call
+        self.answers: list[Any] = []  # to be closed: pooch leaves that to chance
 
-    def wait_for(self, get: Callable[[], None], timeout: float) -> None:
-        """Calls `get`, but waits for it no longer than the slowest rate allows.
+    def run(self, timeout: float) -> None:
+        """Fetches what is missing, or gives up."""
+        from requests import RequestException
+        from urllib3.exceptions import HTTPError
+
+        with ThreadPool(1) as pool:
+            try:
+                self._wait_for(pool.apply_async(self._get, [timeout]), timeout)
+            except _RefusedError:
+                raise
+            except (RequestException, HTTPError, ValueError) as error:
+                reason: BaseException = error
+                while reason.__context__:  # what the system said, without wrappings
+                    reason = reason.__context__
+                self.give_up(str(reason), error)
+        if self.have < self.file.size:
+            self.give_up("it broke off")
+
+    def _wait_for(self, result: "AsyncResult[None]", timeout: float) -> None:
+        """Waits no longer than the slowest rate allows.
 
         A server that drips, in an answer's header or body, is never silent for as long
         as the timeout.
         """
         begun = time.monotonic()
-        with ThreadPool(1) as pool:
-            result = pool.apply_async(get)
-            while not result.ready():
-                result.wait(0.1)
-                late = time.monotonic() - begun - 2 * timeout
-                if self.came < SLOWEST * late and not result.ready():
-                    self.give_up(f"less than {SLOWEST:,} bytes a second came")
-            result.get()
-        if self.have < self.file.size:
-            self.give_up("it broke off")
+        while not result.ready():
+            result.wait(0.1)
+            late = time.monotonic() - begun - 2 * timeout
+            if self.came < SLOWEST * late and not result.ready():
+                self.give_up(f"less than {SLOWEST:,} bytes a second came")
+        result.get()
+
+    def _get(self, timeout: float) -> None:
+        with extra():
+            from pooch import HTTPDownloader
+
+        missing = {"Range": f"bytes={self.have}-"} if self.have else {}
+        get = HTTPDownloader(
+            progressbar=True,
+            chunk_size=1 << 14,
+            timeout=timeout,
+            headers={"Accept-Encoding": "identity", **missing},
+            hooks={"response": self.begin},
+        )
+        try:
+            get(self.file.url, self, None)
+        finally:
+            for answer in self.answers:
+                answer.close()
 
     def give_up(self, why: str, cause: Exception | None = None) -> NoReturn:
         raise ConnectionError(
@@ -226,6 +250,7 @@ class _Transfer:
 
         A server that cannot send the missing bytes alone may send all of them.
         """
+        self.answers.append(response)
         url, size, status = self.file.url, self.file.size, response.status_code
         sent = response.headers.get("Content-Range", "no range")
         start = self.have if status == 206 else 0
