@@ -37,15 +37,14 @@ def save_live(path: str | Path, s: Schedule, net: nn.Module) -> None:
         )
     weights = {name: w.float().cpu() for name, w in net.state_dict().items()}
     numbers = [x for w in weights.values() for x in w.flatten().tolist()]
+    packed = struct.pack(f"<{len(numbers)}f", *numbers)
     network = {
         "shape": list(net.shape),
         "emb": net.emb,
         "depth": len(net.dense),
         "beta": s.beta.tolist(),
         "weights": {name: list(w.shape) for name, w in weights.items()},
-        "float32": base64.b64encode(
-            struct.pack(f"<{len(numbers)}f", *numbers)
-        ).decode(),
+        "float32": base64.b64encode(packed).decode(),
     }
     page = TEMPLATE.read_text("utf-8").replace(PLACE, json.dumps(network))
     with write_whole(path) as file:
