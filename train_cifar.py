@@ -102,7 +102,7 @@ def train(c: Config, net: nn.Module, images: Tensor, resume: bool) -> None:
     if rank() != 0:
         fit(s, net, drawer(images, flip=c.flip), c, None, checkpoint, resume)
         return
-    progress = Progress(out, c, net, resume)
+    progress = Progress(out, c, net, calls=(c.T, c.samples))
 
     def save_samples(step: int, ema: nn.Module) -> None:
         with sampling(c, images.device) as generator:

@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(c.seed)
     net = MLP((3, c.height, c.width), c.hidden, c.depth).to(device)
     floor = gradient_floor(s, c.height, c.width)
-    progress = Progress(out, c, net, args.resume, floor)
+    progress = Progress(out, c, net, floor)
     ema = fit(s, net, draw, c, progress, out / "checkpoint.pt", args.resume).cpu()
 
     progress.figures |= figures(s, ema, floor, c)

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(c.seed)
     net = UNet(1, c.base, c.multipliers, c.attention, c.dropout).to(device)
 
-    progress = Progress(out, c, net, args.resume)
+    progress = Progress(out, c, net, calls=(c.T, c.samples))
     ema = fit(s, net, draw, c, progress, out / "checkpoint.pt", args.resume)
     progress.close()
 

@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
         attention=LinearAttention if c.linear else SelfAttention,
     ).to(device)  # fmt: skip
 
-    progress = Progress(out, c, net, args.resume)
+    progress = Progress(out, c, net, calls=(c.T, c.samples))
     ema = fit(s, net, draw, c, progress, out / "checkpoint.pt", args.resume)
     progress.close()
 

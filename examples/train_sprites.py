@@ -33,6 +33,8 @@ class Config(PictureConfig):
     out: Annotated[str, "folder for what is written"] = "out/sprites"
     samples: Annotated[int, "pictures of each class"] = 8
 
+    may_change = (*PictureConfig.may_change, "labels")
+
 
 # Levels of 16, 8 and 4 pixels a side: attention is cheap at the lower two.
 NET = {"multipliers": (1, 2, 2), "attention": (1, 2)}
@@ -52,7 +54,7 @@ def main(argv: list[str]) -> None:
     colours, *size = images.shape[1:]
     net = UNet(colours, c.base, c.multipliers, c.attention, c.dropout, none).to(device)
 
-    progress = Progress(out, c, net, args.resume)
+    progress = Progress(out, c, net)
     ema = fit(s, net, draw, c, progress, out / "checkpoint.pt", args.resume)
     progress.close()
 

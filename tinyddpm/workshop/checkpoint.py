@@ -24,7 +24,7 @@ from .content import refuse_content
 from .files import write_whole
 
 FORMAT = "tinyddpm checkpoint 2"
-FIRST = "tinyddpm checkpoint 1"  # called config["max_norm"] config["clip"]
+FIRST = "tinyddpm checkpoint 1"  # had config["clip"] for "max_norm", and no `told`
 DIGEST = 32  # bytes
 CLASSES: dict[str, type[nn.Module]] = {"MLP": MLP, "UNet": UNet}
 
@@ -42,6 +42,8 @@ class Checkpoint:
         beta: β_1..β_T, (T,), float64: Schedule(beta) is the run's schedule.
         weights, ema: state_dicts of the network and of its moving average.
         optimiser: Adam's state_dict.
+        told: the rows of `state.Record.told`, (n, 13), float64.
+        data: tells the run's data by their content (`draws.CheckedDraw`), or None.
     """
 
     step: int
@@ -52,6 +54,8 @@ class Checkpoint:
     weights: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimiser: dict[str, Any]
+    told: Tensor
+    data: str | None
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -105,6 +109,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     version = saved.pop("format", None)
     if version == FIRST and isinstance(saved.get("config"), dict):
         saved["config"]["max_norm"] = saved["config"].pop("clip", 1.0)
+        saved["data"] = None
+        saved["told"] = torch.empty(0, 13, dtype=torch.float64)
     elif version != FORMAT:
         raise ValueError(
             f"{path} is a checkpoint of another version, this one reads "
@@ -181,6 +187,9 @@ def refuse_another_run(
         for part in ("network", "shape")
         if getattr(found, part) != getattr(now, part)
     ]
+    kinds = [(x.data or ":").split(":")[0] for x in (found, now)]
+    if kinds[0] == kinds[1] and found.data != now.data:
+        differ.append("the data: their pictures are not the same")
     if not torch.equal(found.beta, now.beta):
         differ.append("the schedule's beta")
     sizes = [{k: v.shape for k, v in x.weights.items()} for x in (found, now)]

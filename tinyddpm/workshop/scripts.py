@@ -34,7 +34,14 @@ class PictureConfig(TrainConfig):
     samples: Annotated[int, "pictures in a grid"] = 64
     clip_x_0: Annotated[bool, "clamp x̂_0 in samples (authors' code)"] = False
 
-    may_change = (*TrainConfig.may_change, "out", "device", "samples", "clip_x_0")
+    may_change = (
+        *TrainConfig.may_change,
+        "data",
+        "out",
+        "device",
+        "samples",
+        "clip_x_0",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
