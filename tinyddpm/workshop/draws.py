@@ -1,4 +1,4 @@
-"""What `fit` asks of the pictures it is given, checked at the first draw and at each."""
+"""What `fit` asks of the pictures it is given, at the first draw and at each."""
 
 import hashlib
 import io

@@ -1,6 +1,7 @@
 """The state of a run of Algorithm 1: what is kept, resumed, looked at and told."""
 
 import dataclasses
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -104,10 +105,32 @@ class State:
                 f"(0 where there is none); give a folder that they all share"
             )
         if not exists:
+            self._refuse_small_disk()
             self._save()
+            wait_for_all()
+            if any_process(not self.path.exists()):
+                raise ValueError(
+                    f"not every process sees {self.path}, which process 0 has just "
+                    f"written; give a folder that all machines share"
+                )
         elif self.step == self.config.steps and self.told and log and rank() == 0:
             _, _, loss, *tenths = self.told[-1]
             log(Record(self.step, loss, tenths, self.ema, True, self.told))
+
+    def _refuse_small_disk(self) -> None:
+        """OSError where the disk cannot hold a later checkpoint beside the one before:
+        the weights, their average and Adam's two moments, twice."""
+        assert self.path is not None
+        folder = self.path.resolve().parent
+        while not folder.exists():
+            folder = folder.parent
+        theta = sum(p.numel() * p.element_size() for p in self.net.parameters())
+        need, free = 2 * 4 * theta, shutil.disk_usage(folder).free
+        if free < need:
+            raise OSError(
+                f"{folder} has {free / 2**20:,.0f} MiB free, and two checkpoints of this "
+                f"network need {need / 2**20:,.0f}; make room, or give another folder"
+            )
 
     def note(self, step: int, t: Tensor, loss: Tensor) -> None:
         """Keeps the loss of each picture on the device: to look would make it wait."""
