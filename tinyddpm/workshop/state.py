@@ -128,8 +128,9 @@ class State:
         need, free = 2 * 4 * theta, shutil.disk_usage(folder).free
         if free < need:
             raise OSError(
-                f"{folder} has {free / 2**20:,.0f} MiB free, and two checkpoints of this "
-                f"network need {need / 2**20:,.0f}; make room, or give another folder"
+                f"{folder} has {free / 2**20:,.0f} MiB free, but two checkpoints of "
+                f"this network need {need / 2**20:,.0f}; make room, or give another "
+                f"folder"
             )
 
     def note(self, step: int, t: Tensor, loss: Tensor) -> None:
