@@ -5,6 +5,8 @@ What is here is what the paper numbers, and what one needs to use it; readers of
 pictures, checkpoints and oracles are in the modules of those names.
 """
 
+from importlib.metadata import PackageNotFoundError, version
+
 from .bound import L_0, L_T, Bound, L_tm1, bits_per_dim, gaussian_kl, rate_distortion
 from .coding import receive, send
 from .data import drawer, gradient_drawer, gradient_images
@@ -63,3 +65,8 @@ __all__ = [
     "to_uint8",
     "weight",
 ]
+
+try:
+    __version__ = version("tinyddpm")
+except PackageNotFoundError:  # a clone that is used without being installed
+    __version__ = "0+unknown"
