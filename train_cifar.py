@@ -1,9 +1,14 @@
-"""The paper's CIFAR-10 run (section 4, appendix B): train, sample, save, go on.
+r"""The paper's CIFAR-10 run (section 4, appendix B): train, sample, save, go on.
 
     python train_cifar.py --data data --download       # fetches 162 MiB first
     python train_cifar.py --data data --resume         # goes on from the checkpoint
     python train_cifar.py --data data --smoke          # a minute on a CPU, narrow net
     torchrun --nproc-per-node=4 train_cifar.py --data data
+
+On two machines that share the folder --out, the same on each, with its own NODE (0, 1):
+
+    torchrun --nnodes=2 --node-rank=NODE --nproc-per-node=4 --max-restarts=0 \
+        --master-addr=FIRST-MACHINE --master-port=29500 train_cifar.py --data data
 
 --data is the folder that holds cifar-10-batches-bin, that folder itself, or one .bin
 file of its records. In --out: checkpoint.pt, figures.json, loss.png, and grids of
