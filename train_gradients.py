@@ -3,10 +3,11 @@
     python train_gradients.py
     python train_gradients.py --height 5 --width 5 --steps 2000
 
-The least loss that any network can reach is known exactly for these pictures, and so is
-the network that reaches it (`tinyddpm/beyond/oracle.py`): what is printed at the end is held
-against both. In --out: samples.png, real and generated pictures; strip.png, the forward
-process above the reverse one; loss.png, the loss curve with that floor; figures.json.
+For these pictures the least loss that any network can reach is known exactly, and so is
+the network that reaches it (`tinyddpm/beyond/oracle.py`). What is printed at the end
+stands beside both. In --out: samples.png, real and generated pictures; strip.png, the
+forward process above the reverse one; loss.png, the loss curve with that floor;
+figures.json.
 """
 
 import math
