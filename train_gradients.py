@@ -3,10 +3,10 @@
     python train_gradients.py
     python train_gradients.py --height 5 --width 5 --steps 2000
 
-The least loss that any network can reach is known exactly for these pictures, and so is
-the network that reaches it (`tinyddpm/beyond/oracle.py`); what is printed at the end is
-compared with both. In --out: samples.png, real and generated pictures; strip.png,
-the forward process above the reverse one; loss.png, the loss curve with that floor;
+For these pictures the least loss that any network can reach is known exactly, and so is
+the network that reaches it (`tinyddpm/beyond/oracle.py`). What is printed at the end
+stands beside both. In --out: samples.png, real and generated pictures; strip.png, the
+forward process above the reverse one; loss.png, the loss curve with that floor;
 figures.json; live.html, a page on which the network runs Algorithm 2 in a browser.
 """
 

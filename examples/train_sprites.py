@@ -59,9 +59,9 @@ def main(argv: list[str]) -> None:
     progress.close()
 
     classes = torch.arange(none + 1, device=device).repeat_interleave(c.samples)
-    with sampling(c, device) as g:
+    with sampling(c, ema) as (eps_theta, g):
         x_T = torch.randn(len(classes), colours, *size, generator=g, device=device)
-        of_class = partial(ema, c=classes)  # ε_θ(x_t, t, c) as a function of x_t and t
+        of_class = partial(eps_theta, c=classes)  # a function of x_t and t alone
         loop = p_sample_loop(s, of_class, x_T, g, clip_x_0=c.clip_x_0)
         frames = [to_uint8(x_t) for t, x_t, _ in loop if t % max(1, s.T // FRAMES) == 0]
     save_png(out / "grid.png", grid(frames[-1], c.samples))

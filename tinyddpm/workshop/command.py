@@ -27,6 +27,7 @@ from ..data import to_float, to_uint8
 from ..sampler import interpolate, p_sample_loop
 from ..schedule import Schedule
 from .checkpoint import Checkpoint, load_checkpoint, rebuild
+from .interrupts import out_of_memory
 from .pictures import grid, save_png
 from .readers import (
     CIFAR10_FOLDER,
@@ -37,7 +38,6 @@ from .readers import (
     read_npy_images,
 )
 from .report import save_rate_distortion_plot, table
-from .run import out_of_memory
 from .settings import Renamed, pick_device
 
 WEIGHTS = {"ema": ("ema", "EMA weights"), "raw": ("weights", "raw weights")}
