@@ -8,7 +8,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,7 +56,7 @@ class Step:
     flops: float
 
 
-def doctor(device_name: str = "auto", seconds: float = 7.0) -> str:
+def doctor(device_name: str = "auto", seconds: float = 6.0) -> str:
     """The screen: at most 24 lines of at most 80 columns, in ASCII.
 
     Args:
@@ -70,8 +69,7 @@ def doctor(device_name: str = "auto", seconds: float = 7.0) -> str:
     device = pick_device(device_name)
     with _threads_for(_load()):
         lines, days = _measured(device, end)
-    for advice in what_to_change(device, days):
-        lines += textwrap.wrap(advice, WIDTH, subsequent_indent="  ")
+    lines += what_to_change(device, days)
     shown = [line[:WIDTH].rstrip() for line in lines[:24]]
     return "\n".join(shown).encode("ascii", "replace").decode("ascii")
 
@@ -110,8 +108,8 @@ def _measured(device: torch.device, end: float) -> tuple[list[str], float]:
         )
     days = step.seconds / step.pictures * BATCH * STEPS / 86400
     lines += [
-        "share: of the rate of products, which no network reaches",
-        f"the paper's run, {STEPS:,} steps of {BATCH} pictures: {days:,.0f} days here",
+        "(share: of the rate of products in the same precision)",
+        f"The paper's {STEPS:,} steps of {BATCH} pictures would take {days:,.0f} days.",
         "",
     ]
     return lines, days
@@ -207,7 +205,6 @@ def measure(
     On as many as `seconds` leave time for. On a GPU the network is not compiled, as
     the scripts' is.
     """
-    end = time.perf_counter() + seconds
     device, s = next(net.parameters()).device, linear_schedule(1000)
 
     def time_of(B: int) -> float:
@@ -224,8 +221,9 @@ def measure(
         time_of(
             1
         )  # counted, a product and its sum as two; and what runs first prepares
+    end = time.perf_counter() + seconds
     B, least = 1, time_of(1)
-    while largest > B and time.perf_counter() + 3 * 4 * least < end:
+    while largest > B and time.perf_counter() + 2 * 4 * least < end:
         B = min(largest, 4 * B)
         time_of(B)
         least = time_of(B)
@@ -237,7 +235,7 @@ def measure(
 
 
 def what_to_change(device: torch.device, days: float) -> list[str]:
-    """Sentences that each name something to do; one that says so if there is nothing.
+    """Lines that each name something to do; one that says so if there is nothing.
 
     Args:
         days: that the paper's run would take.
@@ -246,42 +244,34 @@ def what_to_change(device: torch.device, days: float) -> list[str]:
     load, threads, processors = _load(), torch.get_num_threads(), _processors()
     if load > processors:
         said.append(
-            f"- Other work keeps the processors busy (load average {load:.1f} on "
-            f"{processors}): this is one thread's share; ask again when it is done."
+            f"- Other work slows this machine: load {load:.1f} on {processors} "
+            f"processors; ask again later."
         )
     if threads < processors // 2:
         said.append(
-            f"- PyTorch uses {threads} of {processors} processors: unset "
-            f"OMP_NUM_THREADS, or set it to {processors // 2}."
+            f"- PyTorch uses {threads} of {processors} processors: is OMP_NUM_THREADS "
+            f"set?"
         )
     if not torch.cuda.is_available() and shutil.which("nvidia-smi"):
         said.append(
-            "- There is an NVIDIA driver, but PyTorch sees no GPU: install a CUDA "
-            "build of PyTorch (pytorch.org)."
+            "- There is an NVIDIA driver: a CUDA build of PyTorch may use the GPU."
         )
-    missing = [
-        package
-        for package, module in (
-            *(("matplotlib", "matplotlib"), ("pillow", "PIL"), ("tqdm", "tqdm")),
-        )
-        if importlib.util.find_spec(module) is None
-    ]
+    needs = {"matplotlib": "matplotlib", "pillow": "PIL", "tqdm": "tqdm"}
+    missing = [of for of in needs if importlib.util.find_spec(needs[of]) is None]
     if missing:
         said.append(
-            f"- The scripts also need {', '.join(missing)}: pip install '.[scripts]'."
+            f"- The scripts need {', '.join(missing)}: pip install '.[scripts]'."
         )
     room = _room(device)
     if room is not None and room[0] < FIXED + BATCH * A_PICTURE:
         fits = max(1, int((0.8 * room[0] - FIXED) / A_PICTURE))
         said.append(
-            f"- The paper's batch of {BATCH} needs about "
-            f"{(FIXED + BATCH * A_PICTURE) / GIB:.0f} GiB: give --micro-batch "
-            f"{2 ** (fits.bit_length() - 1)}, whose gradients add up."
+            f"- The paper's batch needs {(FIXED + BATCH * A_PICTURE) / GIB:.0f} GiB: "
+            f"give --micro-batch {2 ** (fits.bit_length() - 1)} (the batch stays)."
         )
     if days > 30:
         said.append(
-            "- The paper's run is not for this machine: use the scripts' short "
-            "settings, or a GPU."
+            "- Leave the paper's run to a GPU: the scripts' short settings suit this."
         )
     return said or ["Nothing needs to change."]
 
