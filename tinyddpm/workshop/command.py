@@ -26,7 +26,6 @@ from ..data import gradient_images
 from ..sampler import interpolate, p_sample_loop
 from ..schedule import Schedule
 from .checkpoint import Checkpoint, load_checkpoint, rebuild
-from .doctor import doctor
 from .pictures import grid, save_png, to_float, to_uint8
 from .readers import (
     CIFAR10_FOLDER,
@@ -167,6 +166,8 @@ def _read(args: argparse.Namespace, shape: tuple[int, ...]) -> Tensor:
 
 
 def _doctor(args: argparse.Namespace) -> None:
+    from .doctor import doctor  # it alone needs the networks
+
     print(doctor(args.device))
 
 
