@@ -76,7 +76,7 @@ def L_tm1(
     return _sum(gaussian_kl(mu_tilde, beta_tilde_t, mu_theta, sigma2_t))
 
 
-def log_decoder(level: Tensor, mean: Tensor, variance: float) -> Tensor:
+def log_decoder(level: Tensor, mean: Tensor, variance: float | Tensor) -> Tensor:
     """Eq. 13: ln ∫_{δ-(x)}^{δ+(x)} N(x; μ, σ_1²) dx for each number
 
     δ±(x) = x ± 1/255, but ∞ and -∞ at the ends x = 1 and x = -1.
@@ -89,7 +89,7 @@ def log_decoder(level: Tensor, mean: Tensor, variance: float) -> Tensor:
     """
     low = ((level - 0.5) / 127.5 - 1).masked_fill(level == 0, -FAR)
     high = ((level + 0.5) / 127.5 - 1).masked_fill(level == 255, FAR)
-    a, b = (low - mean) / math.sqrt(variance), (high - mean) / math.sqrt(variance)
+    a, b = (low - mean) / variance**0.5, (high - mean) / variance**0.5
     right = a > -b
     a, b = torch.where(right, -b, a), torch.where(right, -a, b)
     log_a: Tensor = torch.special.log_ndtr(a)
