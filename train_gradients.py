@@ -6,7 +6,8 @@
 The least loss that any network can reach is known exactly for these pictures, and so is
 the network that reaches it (`tinyddpm/beyond/oracle.py`): what is printed at the end is held
 against both. In --out: samples.png, real and generated pictures; strip.png, the forward
-process above the reverse one; loss.png, the loss curve with that floor; figures.json.
+process above the reverse one; loss.png, the loss curve with that floor; figures.json;
+live.html, a page on which the trained network runs Algorithm 2 in a browser.
 """
 
 import math
@@ -26,6 +27,7 @@ from tinyddpm.forward import q_sample
 from tinyddpm.mlp import MLP
 from tinyddpm.sampler import EpsTheta, p_sample_loop, sample
 from tinyddpm.schedule import Schedule, linear_schedule
+from tinyddpm.workshop.live import save_live
 from tinyddpm.workshop.pictures import save_strip
 from tinyddpm.workshop.progress import Progress, errors_as_sentences
 from tinyddpm.workshop.report import mean_and_error
@@ -78,6 +80,7 @@ def main(argv: list[str]) -> None:
     progress.figures |= figures(s, ema, floor, c)
     progress.close()
     save_pictures(out, s, ema, c)
+    save_live(out / "live.html", s, ema)
     print(report(progress.figures))
 
 

@@ -38,6 +38,7 @@ def test_a_run_leaves_its_files_and_figures(tmp_path, capsys):
     out = tmp_path / "new" / "folder"
     script.main([*TINY, "--out", str(out)])
     names = {"samples.png", "strip.png", "loss.png", "figures.json", "checkpoint.pt"}
+    names.add("live.html")
     assert set(files_of(out)) == names
     for name in ("samples.png", "strip.png", "loss.png"):
         with Image.open(out / name) as picture:

@@ -142,14 +142,14 @@ def _read(args: argparse.Namespace, shape: tuple[int, ...]) -> Tensor:
     if args.data == "gradients":
         g = Generator().manual_seed(args.seed)
         return to_uint8(gradient_images(max(args.pictures, 1), H, W, g, C))
-    if path.suffix == ".npy":
+    if path.suffix.lower() in (".npy", ".npz"):
         images = read_npy_images(path)
-    elif path.suffix == ".bin":
+    elif path.suffix.lower() == ".bin":
         images, _ = read_cifar10_file(path)
     elif (path / CIFAR10_FOLDER).is_dir() or any(path.glob("*.bin")):
         images, _ = read_cifar10(path, "test")
     elif path.is_dir():
-        images, _, _ = read_image_folder(path, H)
+        images, _, _ = read_image_folder(path, (H, W), C)
     else:
         images = read_idx_images(path)
     if images.shape[2:] == (28, 28) and (H, W) == (32, 32):  # (Fashion-)MNIST
