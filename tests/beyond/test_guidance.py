@@ -20,7 +20,7 @@ from tinyddpm import (
 from tinyddpm.beyond.ablations import score
 from tinyddpm.beyond.ddim import ddim_sample, uniform_steps
 from tinyddpm.beyond.estimate import estimate_bits_per_dim
-from tinyddpm.beyond.guidance import guided
+from tinyddpm.beyond.guidance import guided, sometimes_without_class
 
 from ..strategies import normal, schedules, seeds, share, steps
 
