@@ -80,7 +80,7 @@ def trained(s: Schedule, steps: int) -> EpsTheta:
 def rung(
     s: Schedule, eps_theta: EpsTheta, sampler: tuple[str, Any, str | None], n: int
 ) -> dict[str, Any]:
-    """One line of the table: a sampler with n steps, from the same x_T as the others."""
+    """One line of the table: a sampler with n steps, from the x_T of all others."""
     name, draw, sigma2 = sampler
     began = time.perf_counter()
     x_0 = draw(s, eps_theta, n, Generator().manual_seed(1))

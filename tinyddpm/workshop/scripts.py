@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import torch
 from torch import Generator, nn
 
 from .checkpoint import load_checkpoint
@@ -48,8 +49,8 @@ class PictureConfig(TrainConfig):
             raise ValueError(f"samples must be at least 1, got {self.samples}")
         if self.T <= 20:
             raise ValueError(
-                f"T must be above 20, got {self.T}: the paper's end points are scaled by "
-                f"1000/T, and beta_T would not be below 1"
+                f"T must be above 20, got {self.T}: the paper's end points are scaled "
+                f"by 1000/T, and beta_T would not be below 1"
             )
 
 
