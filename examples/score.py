@@ -36,16 +36,12 @@ from torch import Generator, Tensor, nn
 from tinyddpm import Schedule, p_sample_loop, to_float, to_uint8
 from tinyddpm.beyond.distance import frechet_distance, gaussian_of, nearest
 from tinyddpm.workshop.checkpoint import load_checkpoint, rebuild
+from tinyddpm.workshop.datasets import hold_out, read_pictures
 from tinyddpm.workshop.files import write_whole
 from tinyddpm.workshop.machine import choose_precision
 from tinyddpm.workshop.pictures import grid, save_png
 from tinyddpm.workshop.progress import errors_as_sentences
-from tinyddpm.workshop.readers import (
-    hold_out,
-    read_npy_images,
-    read_npy_labels,
-    read_pictures,
-)
+from tinyddpm.workshop.readers import read_npy_images, read_npy_labels
 from tinyddpm.workshop.settings import pick_device
 
 STEPS, BATCH = 500, 128  # of the classifier's training: less than a minute

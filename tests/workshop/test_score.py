@@ -17,7 +17,8 @@ from torch import Generator
 
 from tinyddpm import UNet, linear_schedule, sample, to_uint8
 from tinyddpm.workshop.checkpoint import Checkpoint, save_checkpoint
-from tinyddpm.workshop.readers import hold_out, read_npy_images, read_pictures
+from tinyddpm.workshop.datasets import hold_out, read_pictures
+from tinyddpm.workshop.readers import read_npy_images
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
@@ -201,7 +202,7 @@ def test_pictures_of_every_kind_come_with_their_labels(tmp_path):
     assert read_pictures(images)[1] is None
     with gzip.open(labels, "wb") as file:
         file.write(struct.pack(">2I", 0x0801, 3) + bytes([4, 0, 9]))
-    found, c = read_pictures(images)
+    found, c, _ = read_pictures(images)
     assert torch.equal(found[:, 0], torch.from_numpy(v))
     assert c.tolist() == [4, 0, 9]
 
@@ -222,9 +223,9 @@ def test_pictures_of_every_kind_come_with_their_labels(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         Image.fromarray(v[0]).save(tmp_path / "photos" / name / "x.png")
-    found, c = read_pictures(tmp_path / "photos", size=6)
+    found, c, _ = read_pictures(tmp_path / "photos", size=(6, 6))
     assert found.shape == (2, 3, 6, 6)
     assert c.tolist() == [0, 1]
-    assert read_pictures(tmp_path / "photos" / "a", size=6)[1] is None
+    assert read_pictures(tmp_path / "photos" / "a", size=(6, 6))[1] is None
     with pytest.raises(ValueError, match="give the size"):
         read_pictures(tmp_path / "photos")
