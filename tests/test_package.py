@@ -87,7 +87,8 @@ def test_the_wheel_holds_the_package_and_its_page_renders(tmp_path):
     subprocess.run([*build, str(source)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     held = zipfile.ZipFile(wheel).namelist()
-    expected = {f"tinyddpm/{p.name}" for p in (ROOT / "tinyddpm").glob("*.py")}
+    modules = (ROOT / "tinyddpm").rglob("*.py")
+    expected = {p.relative_to(ROOT).as_posix() for p in modules}
     assert expected | {"tinyddpm/py.typed"} == {
         name for name in held if name.startswith("tinyddpm/")
     }
