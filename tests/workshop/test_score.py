@@ -127,13 +127,17 @@ def test_samples_of_a_checkpoint_are_of_its_average_each_for_its_class(
 ):
     """Algorithm 2 with the EMA weights, class i mod K for sample i, kept in a file."""
     torch.manual_seed(0)
-    net = UNet(1, 4, (1, 2), (1,), 0.0, num_classes=2).eval()
+    arguments = {
+        "in_channels": 1, "base": 4, "multipliers": (1, 2), "attention_levels": (1,),
+        "dropout": 0.0, "num_classes": 2,
+    }  # fmt: skip
+    net = UNet(**arguments).eval()
     for p in net.parameters():  # the last layers start at 0
         torch.nn.init.normal_(p, std=0.2)
     s, shape = linear_schedule(24), (1, 8, 8)
     zeros = {k: torch.zeros_like(v) for k, v in net.state_dict().items()}
     kept = Checkpoint(
-        step=1, config={}, network=("UNet", net.arguments), shape=shape,
+        step=1, config={}, network=("UNet", arguments), shape=shape,
         beta=s.beta[1:], weights=zeros, ema=net.state_dict(), optimiser={"state": {}},
     )  # fmt: skip
     save_checkpoint(tmp_path / "c.pt", kept)
