@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from tinyddpm.data import drawer
 from tinyddpm.sampler import sample
 from tinyddpm.schedule import linear_schedule
-from tinyddpm.train import fit
 from tinyddpm.unet import UNet
 from tinyddpm.workshop.download import download_cifar10
 from tinyddpm.workshop.pictures import grid, save_png, to_uint8
+from tinyddpm.workshop.processes import join, rank, wait_for_all
 from tinyddpm.workshop.progress import Progress, errors_as_sentences
 from tinyddpm.workshop.readers import read_cifar10, read_cifar10_file
-from tinyddpm.workshop.runtime import join, rank, trouble_explained, wait_for_all
+from tinyddpm.workshop.run import fit, trouble_explained
 from tinyddpm.workshop.scripts import PictureConfig, command_line, sampling
 from tinyddpm.workshop.settings import pick_device
 from tinyddpm.workshop.state import Record
@@ -41,7 +41,7 @@ class Config(PictureConfig):
 
     data: Annotated[str, "folder of cifar-10-batches-bin, or a .bin file"] = "data"
     out: Annotated[str, "folder for what is written"] = "out/cifar"
-    flip: Annotated[bool, "mirror every other picture (App. B)"] = True
+    flip: Annotated[bool, "mirror each picture with probability 1/2 (App. B)"] = True
     sample_every: Annotated[int, "steps between grids of samples"] = 25_000
 
     may_change = (*PictureConfig.may_change, "sample_every")
@@ -107,7 +107,7 @@ def train(c: Config, net: nn.Module, images: Tensor, resume: bool) -> None:
     def save_samples(step: int, ema: nn.Module) -> None:
         with sampling(c, images.device) as generator:
             shape = (c.samples, 3, 32, 32)
-            x_0 = sample(s, ema, shape, generator, clip=c.clip_x_0)
+            x_0 = sample(s, ema, shape, generator, clip_x_0=c.clip_x_0)
         save_png(out / f"step-{step:06}.png", grid(to_uint8(x_0)))
 
     def log(r: Record) -> None:

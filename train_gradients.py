@@ -18,16 +18,18 @@ from typing import Annotated, Any
 import torch
 from torch import Generator, Tensor, nn
 
+from tinyddpm.beyond.gradients import gradient_drawer, gradient_images, gradient_ramp
 from tinyddpm.beyond.oracle import gradient_floor, gradient_oracle
-from tinyddpm.bound import bits_per_dim, mean_and_error
-from tinyddpm.data import gradient_drawer, gradient_images, gradient_ramp
+from tinyddpm.bound import bits_per_dim
+from tinyddpm.data import to_float, to_uint8
 from tinyddpm.forward import q_sample
 from tinyddpm.mlp import MLP
 from tinyddpm.sampler import EpsTheta, p_sample_loop, sample
 from tinyddpm.schedule import Schedule, linear_schedule
-from tinyddpm.train import fit
-from tinyddpm.workshop.pictures import save_strip, to_float, to_uint8
+from tinyddpm.workshop.pictures import save_strip
 from tinyddpm.workshop.progress import Progress, errors_as_sentences
+from tinyddpm.workshop.report import mean_and_error
+from tinyddpm.workshop.run import fit
 from tinyddpm.workshop.settings import TrainConfig, flags, from_flags, pick_device
 from tinyddpm.workshop.state import by_tenth
 
@@ -98,7 +100,7 @@ def figures(s: Schedule, ema: nn.Module, floor: Tensor, c: Config) -> dict[str, 
     x_0 = to_float(to_uint8(gradient_images(BOUNDED, c.height, c.width, generator)))
     for name, eps_theta in (("network", ema), ("oracle", oracle)):
         made = sample(s, eps_theta, shape, generator)
-        bound = bits_per_dim(s, eps_theta, x_0, generator, chunk=2048)
+        bound = bits_per_dim(s, eps_theta, x_0, generator)
         total, error = mean_and_error(bound.total)
         result[name] = held_against_the_law(made) | {
             "bound_bits_per_dim": total,

@@ -28,8 +28,8 @@ from tinyddpm import linear_schedule, sample
 from tinyddpm.data import drawer
 from tinyddpm.train import fit
 from tinyddpm.unet import UNet
-from tinyddpm.workshop.runtime import autocast
 from tinyddpm.workshop.settings import TrainConfig, pick_device
+from tinyddpm.workshop.speed import autocast
 
 RECORDS = 6  # the first is warming up
 

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from tinyddpm import Schedule, linear_schedule
-from tinyddpm.data import gradient_drawer, gradient_images
+from tinyddpm.beyond.gradients import gradient_drawer, gradient_images
 from tinyddpm.mlp import MLP
 from tinyddpm.train import fit
 from tinyddpm.workshop.settings import TrainConfig

@@ -13,10 +13,10 @@ import math
 import torch
 
 from tinyddpm import Schedule, linear_schedule, predict_x_0, q_sample
+from tinyddpm.beyond.gradients import gradient_images
 from tinyddpm.beyond.oracle import gaussian_oracle, gradient_oracle
 from tinyddpm.bound import L_T, L_tm1, bits_per_dim, rate_distortion
-from tinyddpm.data import gradient_images
-from tinyddpm.workshop.pictures import to_float, to_uint8
+from tinyddpm.data import to_float, to_uint8
 from tinyddpm.workshop.progress import errors_as_sentences
 from tinyddpm.workshop.report import save_rate_distortion_plot, table
 
@@ -65,7 +65,7 @@ def main() -> None:
     s, g = linear_schedule(1000), torch.Generator().manual_seed(0)
     x_0 = to_float(to_uint8(gradient_images(PICTURES, SIZE, SIZE, g)))
     print(f"\n{PICTURES} gradients 3x{SIZE}x{SIZE}, T = {s.T}, σ² = β")
-    gradients = bits_per_dim(s, gradient_oracle(s, SIZE, SIZE), x_0, g, chunk=PICTURES)
+    gradients = bits_per_dim(s, gradient_oracle(s, SIZE, SIZE), x_0, g)
     print(table(gradients))
     floor = 16 / SIZE**2
     gap = float(gradients.total.mean()) - floor

@@ -13,12 +13,14 @@ from pathlib import Path
 import torch
 
 from tinyddpm import Schedule, linear_schedule
+from tinyddpm.beyond.gradients import gradient_images
 from tinyddpm.beyond.oracle import gradient_oracle
+from tinyddpm.beyond.random_coding import RandomReceiver, RandomSender
 from tinyddpm.coding import receive, send
-from tinyddpm.data import gradient_images
+from tinyddpm.data import to_float, to_uint8
 from tinyddpm.workshop.checkpoint import load_checkpoint, rebuild
 from tinyddpm.workshop.files import write_whole
-from tinyddpm.workshop.pictures import save_strip, to_float, to_uint8
+from tinyddpm.workshop.pictures import save_strip
 from tinyddpm.workshop.progress import errors_as_sentences
 
 
@@ -39,12 +41,12 @@ def main() -> None:
     g = torch.Generator().manual_seed(c.seed)
     x_0 = to_float(to_uint8(gradient_images(1, height, width, g, channels)))
 
-    message, steps = send(s, eps_theta, x_0, c.seed)
+    message, steps = send(s, eps_theta, x_0, RandomSender(c.seed))
     path = Path(c.out) / "message.bin"
     with write_whole(path) as file:
         file.write(message)
     message = path.read_bytes()  # nothing else of the sender's is used below
-    received = list(receive(s, eps_theta, message, (1, *shape), c.seed))
+    received = list(receive(s, eps_theta, (1, *shape), RandomReceiver(message, c.seed)))
 
     print(f"{'t':>5}{'KL, bits':>10}{'sent':>8}{'RMSE':>8}")
     kl, sent, shown = 0.0, 0.0, {round(s.T * i / 9) for i in range(10)}

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     progress.close()
 
     with sampling(c, device) as generator:
-        x_0 = sample(s, ema, (c.samples, 1, 32, 32), generator, clip=c.clip_x_0)
+        x_0 = sample(s, ema, (c.samples, 1, 32, 32), generator, clip_x_0=c.clip_x_0)
     save_png(out / "grid.png", grid(to_uint8(x_0)))
 
 

@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
 
     with sampling(c, device) as generator:
         shape = (c.samples, 3, c.size, c.size)
-        x_0 = sample(s, ema, shape, generator, clip=c.clip_x_0)
+        x_0 = sample(s, ema, shape, generator, clip_x_0=c.clip_x_0)
     save_png(out / "grid.png", grid(to_uint8(x_0)))
 
 

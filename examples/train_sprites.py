@@ -18,7 +18,7 @@ from typing import Annotated
 import torch
 
 from tinyddpm import UNet, drawer, fit, linear_schedule, p_sample_loop, to_uint8
-from tinyddpm.data import sometimes_without_class
+from tinyddpm.beyond.guidance import sometimes_without_class
 from tinyddpm.workshop.pictures import grid, save_gif, save_png
 from tinyddpm.workshop.progress import Progress, errors_as_sentences
 from tinyddpm.workshop.readers import read_npy_images, read_npy_labels
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     with sampling(c, device) as g:
         x_T = torch.randn(len(classes), colours, *size, generator=g, device=device)
         of_class = partial(ema, c=classes)  # ε_θ(x_t, t, c) as a function of x_t and t
-        loop = p_sample_loop(s, of_class, x_T, g, clip=c.clip_x_0)
+        loop = p_sample_loop(s, of_class, x_T, g, clip_x_0=c.clip_x_0)
         frames = [to_uint8(x_t) for t, x_t, _ in loop if t % max(1, s.T // FRAMES) == 0]
     save_png(out / "grid.png", grid(frames[-1], c.samples))
     save_gif(out / "reverse.gif", [grid(v, c.samples, scale=2) for v in frames])

@@ -1,8 +1,4 @@
-"""The toy's noise predictor, and the time embedding that `unet.py` shares.
-
-What lives here: sinusoidal features of t, and a multi-layer perceptron ε_θ(x_t, t) for
-pictures of a few hundred numbers. What does not: anything convolutional (`unet.py`).
-"""
+"""The toy's network, and the time embedding that it shares with the U-Net (App. B)."""
 
 import math
 
@@ -14,57 +10,41 @@ from .schedule import check_index
 
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:
-    """App. B's sinusoidal position embedding of t: (sin(ω_i t)..., cos(ω_i t)...)
+    """App. B: the sinusoidal position embedding of t, (sin(ω_i t)..., cos(ω_i t)...)
 
     ω_i = 10000^(-i/(dim/2 - 1)), i = 0..dim/2 - 1: all sines first, then all cosines,
     as in the authors' code, so that published weights fit.
 
-    Args:
-        t: (B,), any real dtype.
-        dim: even, at least 4 (the exponent's denominator is 0 at dim = 2).
+    Args: t (B,), any real dtype; dim, even, at least 4 (at 2 the denominator is 0).
     Returns: (B, dim), float64 if t is, else float32.
     """
     if dim < 4 or dim % 2:
         raise ValueError(f"the embedding's width must be even and >= 4, got {dim}")
-    dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
     i = torch.arange(dim // 2, dtype=torch.float64, device=t.device)
     omega = torch.exp(-math.log(10000) * i / (dim // 2 - 1))
-    angle = t.to(torch.float64)[:, None] * omega
-    return torch.cat([angle.sin(), angle.cos()], dim=1).to(dtype)
+    angle = t.double()[:, None] * omega
+    emb = torch.cat([angle.sin(), angle.cos()], dim=1)
+    return emb if t.dtype == torch.float64 else emb.float()
 
 
 class MLP(nn.Module):
-    """ε_θ(x_t, t) = g(t) (x_t - y(x_t, t)), with y a perceptron that t modulates.
+    """ε_θ(x_t, t) = g(t) (x_t - y(x_t, t)), for pictures of a few hundred numbers.
 
     That is eq. 15 read backwards: the best y is √ᾱ_t E[x_0|x_t] and the best g is
-    1/√(1-ᾱ_t), so y need only know pictures, not noise. g is 0 at the start.
-
-    Each of the `depth` layers adds SiLU(scale(t) · dense(h) + shift(t)) to h.
-
-    Args:
-        shape: (C, H, W) of a picture.
-        width: of h.
-        depth: how many layers.
-        emb: width of the embedding of t; even, at least 4.
+    1/√(1-ᾱ_t), so y need only know pictures, not noise. g is 0 at the start. y is a
+    multi-layer perceptron for pictures of a `shape` (C, H, W): each of its `depth`
+    layers adds SiLU(scale(t) · dense(h) + shift(t)) to its `width` features h. `emb` is
+    the width of the embedding of t; even, at least 4.
     """
 
     def __init__(
-        self,
-        shape: tuple[int, ...],
-        width: int = 128,
-        depth: int = 3,
-        emb: int = 64,
+        self, shape: tuple[int, ...], width: int = 128, depth: int = 3, emb: int = 64
     ) -> None:
         super().__init__()
-        shape = tuple(shape)
         if not shape or min(*shape, width, depth) < 1:
-            raise ValueError(
-                f"shape, width and depth must be at least 1, got {shape}, {width} and "
-                f"{depth}"
-            )
-        # what a checkpoint keeps, so as to make this network anew
-        self.arguments = {"shape": shape, "width": width, "depth": depth, "emb": emb}
-        self.shape, self.emb = shape, emb
+            given = f"got {tuple(shape)}, {width} and {depth}"
+            raise ValueError(f"shape, width and depth must be at least 1, {given}")
+        self.shape, self.width, self.depth, self.emb = tuple(shape), width, depth, emb
         D = math.prod(shape)
         self.emb1, self.emb2 = nn.Linear(emb, emb), nn.Linear(emb, emb)
         self.first = nn.Linear(D, width)
@@ -77,26 +57,15 @@ class MLP(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """ε_θ(x_t, t).
-
-        Args:
-            x: (B, *shape).
-            t: (B,), long, the paper's 1..T.
-        Returns: the noise, the shape of x.
-        """
-        if x.shape[1:] != self.shape:
-            raise ValueError(
-                f"x must be (B, {', '.join(map(str, self.shape))}), got "
-                f"{tuple(x.shape)}"
+        """ε_θ(x_t, t): x (B, *shape), t (B,), 1..T -> the noise, the shape of x."""
+        if x.shape[1:] != self.shape or x.dtype != self.first.weight.dtype:
+            wanted = (
+                f"(B, {', '.join(map(str, self.shape))}), {self.first.weight.dtype}"
             )
+            raise ValueError(f"x must be {wanted}, got {tuple(x.shape)}, {x.dtype}")
         check_index("t", t, x)
-        if x.dtype != self.first.weight.dtype:
-            raise ValueError(
-                f"x must have the dtype of the weights, {self.first.weight.dtype}, "
-                f"got {x.dtype}"
-            )
-        features = time_embedding(t.double(), self.emb).to(x.dtype)
-        emb = F.silu(self.emb2(F.silu(self.emb1(features))))
+        emb = time_embedding(t.double(), self.emb).to(x.dtype)
+        emb = F.silu(self.emb2(F.silu(self.emb1(emb))))
         x = x.flatten(1)
         h = self.first(x)
         for dense, modulate in zip(self.dense, self.modulate, strict=True):

@@ -133,8 +133,8 @@ class Law(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        name = self.arguments[0]
-        places = tests().get(name, [])
+        file, _, name = self.arguments[0].rpartition("::")
+        places = [path for path in tests().get(name, []) if file in str(path)]
         if len(places) != 1:
             raise self.error(f"{name} must be one test, found in {places}")
         path = places[0]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tinyddpm import Schedule, linear_schedule, p_mean, q_sample, sample
 from tinyddpm.beyond import levels as levels_module
+from tinyddpm.beyond.gradients import gradient_images, gradient_ramp
 from tinyddpm.beyond.oracle import (
     finite_oracle,
     gaussian_floor,
@@ -24,7 +25,6 @@ from tinyddpm.beyond.oracle import (
     gradient_floor,
     gradient_oracle,
 )
-from tinyddpm.data import gradient_images, gradient_ramp
 
 from ..strategies import normal, schedules, seeds, share, steps
 

@@ -13,9 +13,11 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tinyddpm.decoder import sigma2_1
 from torch import nn
 
 from tinyddpm import Schedule, linear_schedule, p_mean, p_step, predict_x_0, q_sample
+from tinyddpm.beyond.gradients import gradient_images
 from tinyddpm.beyond.oracle import (
     finite_oracle,
     gaussian_nll,
@@ -31,8 +33,6 @@ from tinyddpm.bound import (
     mean_and_error,
     rate_distortion,
 )
-from tinyddpm.data import gradient_images
-from tinyddpm.decoder import sigma2_1
 from tinyddpm.forward import q_posterior, q_step
 from tinyddpm.train import weight
 from tinyddpm.workshop.pictures import to_float, to_uint8

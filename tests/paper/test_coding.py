@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from tinyddpm import Schedule, linear_schedule, q_posterior
 from tinyddpm.beyond.arithmetic import PRECISION, Reader, Writer, cumulative
+from tinyddpm.beyond.gradients import gradient_images
 from tinyddpm.beyond.oracle import gradient_oracle
 from tinyddpm.bound import L_0, L_T, L_tm1, gaussian_kl
 from tinyddpm.coding import BLOCK, Race, receive, send
-from tinyddpm.data import gradient_images
 from tinyddpm.workshop.pictures import to_float, to_uint8
 
 from ..strategies import choices_of_sigma2, seeds, share

@@ -7,13 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import dtypes, seeds
-from tinyddpm.data import (
-    drawer,
-    gradient_drawer,
-    gradient_images,
-    gradient_ramp,
-    sometimes_without_class,
-)
+from tinyddpm.beyond.gradients import gradient_drawer, gradient_images, gradient_ramp
+from tinyddpm.data import drawer, sometimes_without_class
 from tinyddpm.workshop.pictures import to_float, to_uint8
 
 # One pixel alone has no gradient, and is refused.

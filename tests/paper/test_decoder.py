@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tinyddpm.decoder import log_decoder, sigma2_1, to_levels
 
 from tinyddpm import Schedule, linear_schedule
-from tinyddpm.decoder import log_decoder, sigma2_1, to_levels
 from tinyddpm.workshop.pictures import to_float
 
 from ..reference import numpy_reference as reference

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from tinyddpm import linear_schedule
+from tinyddpm.beyond.gradients import gradient_images
 from tinyddpm.beyond.oracle import gradient_oracle
 from tinyddpm.bound import Bound, bits_per_dim, mean_and_error
 from tinyddpm.coding import receive
-from tinyddpm.data import gradient_images
 from tinyddpm.mlp import MLP
 from tinyddpm.sampler import interpolate, sample
 from tinyddpm.unet import UNet

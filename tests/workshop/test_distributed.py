@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from tinyddpm.workshop.runtime import join, seed_masks
 
 from tinyddpm.workshop.checkpoint import load_checkpoint
-from tinyddpm.workshop.runtime import join, seed_masks
 
 from .training_run import CONFIG, alone, one_of_two, processes
 

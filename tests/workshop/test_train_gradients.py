@@ -13,8 +13,8 @@ from PIL import Image
 
 import train_gradients as script
 from tinyddpm import Schedule, linear_schedule
+from tinyddpm.beyond.gradients import gradient_images
 from tinyddpm.beyond.oracle import gradient_floor, gradient_oracle
-from tinyddpm.data import gradient_images
 from tinyddpm.workshop.checkpoint import load_checkpoint, rebuild
 
 TINY = ["--height", "2", "--width", "3", "--T", "25", "--hidden", "8", "--depth", "1"]

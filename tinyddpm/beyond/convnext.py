@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import Dropout, GroupNorm, glorot, zero
+from ..layers import GroupNorm, glorot, zero
 
 
 class ConvNeXtBlock(nn.Module):
@@ -32,7 +32,7 @@ class ConvNeXtBlock(nn.Module):
         self.dense = glorot(nn.Linear(emb_channels, in_channels))
         self.norm = GroupNorm(in_channels)
         self.expand = glorot(nn.Conv2d(in_channels, 4 * out_channels, 1))
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.contract = zero(nn.Conv2d(4 * out_channels, out_channels, 1))
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:

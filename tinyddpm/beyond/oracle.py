@@ -19,9 +19,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..data import gradient_ramp
 from ..sampler import EpsTheta
-from ..schedule import Schedule, at, check_t
+from ..schedule import Schedule, at
+from .gradients import gradient_ramp
 from .levels import nodes, posterior
 
 
@@ -199,7 +199,7 @@ def _eigen(mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check(s: Schedule, x_t: Tensor, t: Tensor, shape: tuple[int, ...]) -> None:
-    check_t(s, t, x_t)
+    at(s.alpha_bar, t, x_t)  # which refuses a wrong t
     if x_t.shape[1:] != torch.Size(shape):
         raise ValueError(
             f"this oracle knows items of shape {tuple(shape)}, got x_t of shape "

@@ -18,11 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import mlp, unet
+from ..mlp import MLP
+from ..unet import ResBlock, SelfAttention, UNet
+from .content import refuse_content
 from .files import write_whole
 
-FORMAT = "tinyddpm checkpoint 1"
+FORMAT = "tinyddpm checkpoint 2"
+FIRST = "tinyddpm checkpoint 1"  # called config["max_norm"] config["clip"]
 DIGEST = 32  # bytes
+CLASSES: dict[str, type[nn.Module]] = {"MLP": MLP, "UNet": UNet}
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,6 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     }
     torch.save({"format": FORMAT} | parts, buffer)
     content = buffer.getbuffer()
-    for left_behind in path.parent.glob(f".{path.name}.*.part"):  # by a killed run
-        left_behind.unlink(missing_ok=True)
     with write_whole(path) as file:
         file.write(content)
         file.write(hashlib.blake2b(content, digest_size=DIGEST).digest())
@@ -96,11 +98,19 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} holds more than numbers and plain values; no code is run from a "
             f"file, so it was not read"
         ) from error
-    if saved.pop("format", None) != FORMAT:
+    except Exception as error:  # torch raises several kinds for bytes that are no file
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} holds a {type(saved).__name__}, not a checkpoint")
+    version = saved.pop("format", None)
+    if version == FIRST and isinstance(saved.get("config"), dict):
+        saved["config"]["max_norm"] = saved["config"].pop("clip", 1.0)
+    elif version != FORMAT:
         raise ValueError(
             f"{path} is a checkpoint of another version, this one reads "
             f"{FORMAT!r}; use the version of tinyddpm that wrote it"
         )
+    refuse_content(Path(path), saved, len(body))
     return Checkpoint(**saved)
 
 
@@ -119,12 +129,36 @@ def rebuild(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
             "the file alone; make it in Python and load `checkpoint.ema` into it"
         )
     name, arguments = checkpoint.network
-    classes: dict[str, type[nn.Module]] = {"MLP": mlp.MLP, "UNet": unet.UNet}
-    if name not in classes:
-        raise ValueError(f"networks to rebuild are {sorted(classes)}, not {name!r}")
-    net = classes[name](**arguments)
-    net.load_state_dict(getattr(checkpoint, weights))
+    if name not in CLASSES:
+        raise ValueError(f"networks to rebuild are {sorted(CLASSES)}, not {name!r}")
+    try:
+        net = CLASSES[name](**arguments)
+        net.load_state_dict(getattr(checkpoint, weights))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"the weights of this checkpoint are not those of {name}(**{arguments}), "
+            f"which it says they are: {error}"
+        ) from error
     return net.eval()
+
+
+def description(net: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """What `Checkpoint.network` keeps: the class and its constructor's arguments.
+
+    None for a class that is not ours, and for a U-Net of other blocks than the paper's.
+    """
+    if type(net) is MLP:
+        names = ["shape", "width", "depth", "emb"]
+    elif (
+        type(net) is UNet
+        and type(net.middle1) is ResBlock
+        and type(net.middle_attention) is SelfAttention
+    ):
+        names = ["in_channels", "base", "multipliers", "attention_levels"]
+        names += ["dropout", "num_classes"]
+    else:
+        return None
+    return type(net).__name__, {name: getattr(net, name) for name in names}
 
 
 def refuse_another_run(

@@ -20,12 +20,14 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import pad
 
-from ..bound import bits_per_dim, rate_distortion
-from ..data import gradient_images
+from ..beyond.estimate import estimate_bits_per_dim
+from ..beyond.gradients import gradient_images
+from ..bound import rate_distortion
+from ..data import to_float, to_uint8
 from ..sampler import interpolate, p_sample_loop
 from ..schedule import Schedule
 from .checkpoint import Checkpoint, load_checkpoint, rebuild
-from .pictures import grid, save_png, to_float, to_uint8
+from .pictures import grid, save_png
 from .readers import (
     CIFAR10_FOLDER,
     read_cifar10,
@@ -35,8 +37,8 @@ from .readers import (
     read_npy_images,
 )
 from .report import save_rate_distortion_plot, table
-from .runtime import out_of_memory
-from .settings import pick_device
+from .run import out_of_memory
+from .settings import Renamed, pick_device
 
 WEIGHTS = {"ema": ("ema", "EMA weights"), "raw": ("weights", "raw weights")}
 
@@ -82,7 +84,8 @@ def _flags() -> argparse.ArgumentParser:
         default="beta",
         help="σ_t²; fixedlarge is β_t but β̃_2 in eq. 13, as in the authors' code",
     )
-    both.add_argument("--clip", action="store_true", help="clamp x̂_0 to [-1, 1]")
+    both.add_argument("--clip-x-0", action="store_true", help="clamp x̂_0 to [-1, 1]")
+    both.add_argument("--clip", action=Renamed, new="--clip-x-0")
     both.add_argument("--seed", type=int, default=0, help="of all randomness")
     both.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -122,7 +125,7 @@ def _open(
     checkpoint = load_checkpoint(args.checkpoint)
     kept, name = WEIGHTS[args.weights]
     s, net = Schedule(checkpoint.beta), rebuild(checkpoint, kept).to(device)
-    more = ", x̂_0 clamped to [-1, 1]" if args.clip else ""
+    more = ", x̂_0 clamped to [-1, 1]" if args.clip_x_0 else ""
     if getattr(net, "num_classes", None) is not None:
         more += ', for the class "none"'
     print(
@@ -139,14 +142,14 @@ def _read(args: argparse.Namespace, shape: tuple[int, ...]) -> Tensor:
     if args.data == "gradients":
         g = Generator().manual_seed(args.seed)
         return to_uint8(gradient_images(max(args.pictures, 1), H, W, g, C))
-    if path.suffix == ".npy":
+    if path.suffix.lower() in (".npy", ".npz"):
         images = read_npy_images(path)
-    elif path.suffix == ".bin":
+    elif path.suffix.lower() == ".bin":
         images, _ = read_cifar10_file(path)
     elif (path / CIFAR10_FOLDER).is_dir() or any(path.glob("*.bin")):
         images, _ = read_cifar10(path, "test")
     elif path.is_dir():
-        images, _, _ = read_image_folder(path, H)
+        images, _, _ = read_image_folder(path, (H, W), C)
     else:
         images = read_idx_images(path)
     if images.shape[2:] == (28, 28) and (H, W) == (32, 32):  # (Fashion-)MNIST
@@ -166,7 +169,7 @@ def _sample(args: argparse.Namespace) -> None:
     _check(args.out, "--pictures", args.pictures)
     checkpoint, s, net, g = _open(args)
     x_T = torch.randn(args.pictures, *checkpoint.shape, generator=g, device=g.device)
-    loop = p_sample_loop(s, net, x_T, g, args.sigma2, args.clip)
+    loop = p_sample_loop(s, net, x_T, g, args.sigma2, args.clip_x_0)
     for _, x_t, _ in tqdm(loop, total=s.T + 1, disable=None):
         x_0 = x_t
     save_png(args.out, grid(to_uint8(x_0)))
@@ -186,7 +189,9 @@ def _interpolate(args: argparse.Namespace) -> None:
     t = max(1, s.T // 2) if args.t is None else args.t
     pair = to_float(images[[args.first, args.second]]).to(g.device)
     lam = torch.linspace(0, 1, args.steps)
-    between = interpolate(s, net, pair[:1], pair[1:], lam, t, g, args.sigma2, args.clip)
+    between = interpolate(
+        s, net, pair[:1], pair[1:], lam, t, g, args.sigma2, args.clip_x_0
+    )
     row = torch.cat([pair[:1], between[:, 0], pair[1:]])
     save_png(args.out, grid(to_uint8(row), len(row)))
     print(f"x_0, λ = 0..1 mixed at t = {t}, x'_0: {args.out}")
@@ -210,8 +215,8 @@ def _bound(args: argparse.Namespace) -> None:
             bar.total = of
             bar.update(seen - bar.n)
 
-        bound = bits_per_dim(
-            *(s, net, x_0, g, args.sigma2, args.clip),
+        bound = estimate_bits_per_dim(
+            *(s, net, x_0, g, args.sigma2, args.clip_x_0),
             *(args.draws, args.chunk, progress),
         )
     print(table(bound, every_t=args.draws is None))

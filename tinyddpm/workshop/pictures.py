@@ -1,7 +1,4 @@
-"""Pictures as people see them: the 8-bit scale, grids, strips, animations, plots.
-
-What lives here: 8-bit levels <-> [-1, 1], and files made of pictures and losses. What
-does not: reading data sets (`data.py`) and anything random.
+"""Pictures as people see them: grids, strips, animations and plots, and their files.
 
 A picture to be seen is uint8, (C, H, W) with 1 or 3 channels; several are (N, C, H, W).
 Pillow and matplotlib (the extra [scripts]) are imported where they are used, and no
@@ -22,36 +19,6 @@ if TYPE_CHECKING:
 
 GAP = 2  # white pixels around each picture of a grid
 SEEN = 64  # a grid enlarges its pictures to about this many pixels
-
-
-def to_float(v: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Section 3.3: 8-bit levels v = 0..255 scaled linearly to [-1, 1], v/127.5 - 1
-
-    Computed as (v - 127.5)/127.5, whose numerator is exact, so that it rounds once.
-
-    Args:
-        v: uint8, any shape.
-    Returns: that shape, in dtype.
-    """
-    if v.dtype != torch.uint8:
-        raise ValueError(f"8-bit levels must be uint8, got {v.dtype}")
-    return (v.to(dtype) - 127.5) / 127.5
-
-
-def to_uint8(x: Tensor) -> Tensor:
-    """The nearest 8-bit level of x in [-1, 1]; beyond the ends, the end.
-
-    to_uint8(to_float(v)) = v for all 256 levels.
-
-    Args:
-        x: floating point, any shape.
-    Raises: ValueError where x is nan, which is no level.
-    """
-    if not x.is_floating_point():
-        raise ValueError(f"pictures in [-1, 1] must be floating point, got {x.dtype}")
-    if x.isnan().any():
-        raise ValueError(f"{int(x.isnan().sum())} of {x.numel()} pixels are nan")
-    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def grid(v: Tensor, columns: int = 8, scale: int | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .files import write_whole
 from .pictures import save_loss_plot
-from .runtime import world
+from .processes import world
 from .settings import TrainConfig
 from .state import Record, by_tenth
 

@@ -4,12 +4,19 @@ What lives here: text and a plot made of a `Bound`. What does not: its numbers
 (`bound.py`), and plots of training (`pictures.py`).
 """
 
+import math
 from pathlib import Path
 
 from torch import Tensor
 
-from ..bound import Bound, mean_and_error, rate_distortion
+from ..bound import Bound, rate_distortion
 from .files import write_whole
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """The mean over pictures, and its standard error (nan for a single picture)."""
+    error = values.std() / len(values) ** 0.5 if len(values) > 1 else math.nan
+    return float(values.mean()), float(error)
 
 
 def table(bound: Bound, every_t: bool = True) -> str:

@@ -14,8 +14,9 @@ from typing import Annotated, Any, TypeVar
 import torch
 from torch import Generator
 
-from .runtime import autocast, out_of_memory
+from .run import out_of_memory
 from .settings import TrainConfig, flags, from_flags
+from .speed import autocast
 
 
 @dataclass(frozen=True)

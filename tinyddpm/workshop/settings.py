@@ -1,34 +1,32 @@
-"""Settings: Algorithm 1's as one frozen dataclass, and flags made from its fields.
+"""The settings of a run as one frozen dataclass, and flags made from its fields.
 
 A field is annotated `Annotated[type, "meaning (source)"]`; the flag takes its name, its
-type, its default and its help from there. What does not live here: the settings of one
-script (each subclasses `TrainConfig`), and what they do (`train.py`).
+type, its default and its help from there. Each script has a subclass of its own.
 """
 
 import argparse
 import dataclasses
 import math
+import os
 import types
 import typing
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 
+from ..train import Hyperparameters
+
 C = TypeVar("C")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """The settings of Algorithm 1. The defaults are App. B's, for CIFAR-10."""
+class TrainConfig(Hyperparameters):
+    """The settings of a run: Algorithm 1's, and those of what is around it.
 
-    steps: Annotated[int, "gradient steps in all (App. B)"] = 800_000
-    batch: Annotated[int, "pictures a step, over all processes (App. B)"] = 128
-    lr: Annotated[float, "Adam's learning rate (App. B)"] = 2e-4
-    warmup: Annotated[int, "steps of linear warm-up (authors' code)"] = 5_000
-    lr_end: Annotated[float | None, "by a cosine, for short runs (ours)"] = None
-    clip: Annotated[float, "largest norm of the gradient (authors' code)"] = 1.0
-    ema: Annotated[float, "decay of the weights' moving average (App. B)"] = 0.9999
-    seed: Annotated[int, "of all randomness"] = 0
+    Numbers of other libraries' types become plain ones, so that a checkpoint can hold
+    them. Raises: ValueError that names the setting.
+    """
+
     log_every: Annotated[int, "steps between looks at the loss"] = 100
     save_every: Annotated[int, "steps between checkpoints"] = 5_000
     micro_batch: Annotated[int | None, "pictures in memory at a time"] = None
@@ -45,6 +43,7 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for name in ("steps", "batch", "log_every", "save_every", "micro_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -53,9 +52,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and at least 0, got {value}")
-        if not self.clip > 0:
+        if not self.max_norm > 0:
             raise ValueError(
-                f"clip must be above 0 (inf clips nothing), got {self.clip}"
+                f"max_norm must be above 0 (inf clips nothing), got {self.max_norm}"
             )
         if not 0 <= self.seed < 2**62:
             raise ValueError(f"seed must lie in 0..2^62 - 1, got {self.seed}")
@@ -72,6 +71,49 @@ class TrainConfig:
         free = set(self.may_change) - ({"steps"} if self.lr_end is not None else set())
         every = dataclasses.asdict(self)
         return {name: value for name, value in every.items() if name not in free}
+
+
+def make_plain(config: Any) -> None:
+    """Makes each field of the frozen dataclass a plain value of its annotated type.
+
+    NumPy's and torch's numbers become int, float or bool, a whole float an int;
+    anything else is refused with the name of the field.
+    """
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        kind = typing.get_args(hints[field.name])[0]
+        value = getattr(config, field.name)
+        try:
+            plain = _plain(kind, value)
+        except (TypeError, ValueError, OverflowError):
+            wanted = str(getattr(kind, "__name__", kind)).replace("None", "nothing")
+            raise ValueError(
+                f"{field.name} must be of type {wanted}, got {value!r} of type "
+                f"{type(value).__name__}"
+            ) from None
+        object.__setattr__(config, field.name, plain)
+
+
+def _plain(kind: Any, value: Any) -> Any:
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return None
+        (kind,) = (k for k in typing.get_args(kind) if k is not types.NoneType)
+    if typing.get_origin(kind) is tuple:
+        return tuple(_plain(typing.get_args(kind)[0], item) for item in value)
+    if kind is str or typing.get_origin(kind) is typing.Literal:
+        return str(value) if isinstance(value, str | os.PathLike) else _not_this(value)
+    if isinstance(value, str | bytes | complex):
+        return _not_this(value)
+    if kind is bool:
+        return bool(value) if value in (0, 1) else _not_this(value)
+    if kind is int:
+        return int(value) if value == int(value) else _not_this(value)
+    return float(value)
+
+
+def _not_this(value: Any) -> Any:
+    raise TypeError(f"{value!r} does not fit")
 
 
 def flags(config: Any, description: str) -> argparse.ArgumentParser:
@@ -96,7 +138,22 @@ def flags(config: Any, description: str) -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{field.name.replace('_', '-')}", **settings, **_parsing(kind)
         )
+    if any(field.name == "max_norm" for field in dataclasses.fields(config)):
+        parser.add_argument("--clip", action=Renamed, new="--max-norm")
     return parser
+
+
+class Renamed(argparse.Action):
+    """A flag of an earlier version: it says its new name, and does nothing else."""
+
+    def __init__(self, option_strings: list[str], dest: str, new: str) -> None:
+        super().__init__(option_strings, dest, nargs="?", help=argparse.SUPPRESS)
+        self.new = new
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _: Any, __: Any, flag: str | None = None
+    ) -> None:
+        parser.error(f"{flag} is now called {self.new}")
 
 
 def from_flags(config_class: type[C], args: argparse.Namespace) -> C:

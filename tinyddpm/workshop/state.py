@@ -15,8 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ..schedule import Schedule
-from .checkpoint import Checkpoint, load_checkpoint, refuse_another_run, save_checkpoint
-from .runtime import any_process, gather, rank, wait_for_all
+from .checkpoint import (
+    Checkpoint,
+    description,
+    load_checkpoint,
+    refuse_another_run,
+    save_checkpoint,
+)
+from .processes import any_process, gather, rank, wait_for_all
 from .settings import TrainConfig
 
 
@@ -151,12 +157,10 @@ class State:
         return f"the last good checkpoint is {self.path}, of step {self.saved}"
 
     def _snapshot(self) -> Checkpoint:
-        arguments = getattr(self.net, "arguments", None)
-        name = type(self.net).__name__
         return Checkpoint(
             step=self.step,
             config=dataclasses.asdict(self.config),
-            network=None if arguments is None else (name, arguments),
+            network=description(self.net),
             shape=self.shape,
             beta=self.s.beta[1:].cpu(),
             weights=self.net.state_dict(),

@@ -1,0 +1,116 @@
+"""What a checkpoint file must hold: checked whole, when it is read, in one place."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KINDS: dict[str, Any] = {
+    "step": int,
+    "config": dict,
+    "network": tuple | list | None,
+    "shape": tuple | list,
+    "beta": Tensor,
+    "weights": dict,
+    "ema": dict,
+    "optimiser": dict,
+}
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def refuse_content(path: Path, saved: Any, size: int) -> None:
+    """ValueError, in one sentence, unless `saved` is what a run wrote.
+
+    Args:
+        path: the file, to be named.
+        saved: what the file of `size` bytes holds, without its format.
+    """
+    for problem in _problems(saved, size):
+        raise ValueError(
+            f"{path} has the form of a checkpoint, but {problem}; it was not written "
+            f"by a run of tinyddpm, or was changed since: go on from a good copy"
+        )
+
+
+def _problems(saved: Any, size: int) -> Iterator[str]:
+    if not isinstance(saved, dict):
+        yield f"it holds {_named(saved)} in place of its parts"
+        return
+    missing, unknown = KINDS.keys() - saved.keys(), saved.keys() - KINDS.keys()
+    if missing or unknown:
+        yield f"it lacks {sorted(missing)} and has {sorted(map(str, unknown))} beside"
+        return
+    for name, kind in KINDS.items():
+        if not isinstance(saved[name], kind) or isinstance(saved[name], bool):
+            yield f"its {name} is {_named(saved[name])}"
+            return
+    if saved["step"] < 0:
+        yield f"its step is {saved['step']}"
+    for name in ("config", "weights", "ema", "optimiser"):
+        if not all(isinstance(key, str) for key in saved[name]):
+            yield f"its {name} has names that are no text"
+    network = saved["network"]
+    if network is not None and not (
+        len(network) == 2
+        and isinstance(network[0], str)
+        and isinstance(network[1], dict)
+        and all(isinstance(key, str) for key in network[1])
+    ):
+        yield f"its network is {network!r}"
+    if not saved["shape"] or not all(type(n) is int and n > 0 for n in saved["shape"]):
+        yield f"its shape is {saved['shape']!r}"
+    yield from _problems_of_tensors(saved, size)
+    yield from _problems_of_adam(saved)
+
+
+def _problems_of_tensors(saved: dict[str, Any], size: int) -> Iterator[str]:
+    beta = saved["beta"]
+    if beta.dtype != torch.float64 or beta.ndim != 1 or not _lies_in(beta, size):
+        yield f"its beta is {_named(beta)}"
+    for name in ("weights", "ema"):
+        for key, value in saved[name].items():
+            if not isinstance(value, Tensor) or not _lies_in(value, size):
+                yield f"its {name}[{key!r}] is {_named(value)}"
+    theta, average = saved["weights"], saved["ema"]
+    if theta.keys() != average.keys():
+        yield "its moving average has other weights than the network"
+        return
+    for key, value in theta.items():
+        if (value.shape, value.dtype) != (average[key].shape, average[key].dtype):
+            yield f"its ema[{key!r}] is {_named(average[key])}, not {_named(value)}"
+
+
+def _problems_of_adam(saved: dict[str, Any]) -> Iterator[str]:
+    adam = saved["optimiser"]
+    state, groups = adam.get("state"), adam.get("param_groups")
+    if set(adam) != {"state", "param_groups"} or not isinstance(state, dict):
+        yield "its optimiser is not Adam's state"
+        return
+    if not isinstance(groups, list) or not all(isinstance(g, dict) for g in groups):
+        yield "its optimiser has no groups of parameters"
+        return
+    for key, kept in state.items():
+        fits = (
+            isinstance(kept, dict)
+            and {"step", *MOMENTS} <= kept.keys()
+            and all(isinstance(x, Tensor) for x in kept.values())
+            and all(kept[m].is_floating_point() for m in MOMENTS)
+        )
+        if not fits:
+            yield f"its optimiser has no moments of parameter {key}"
+            return
+    if saved["step"] > 0 and not state:
+        yield f"its optimiser has no state after step {saved['step']}"
+
+
+def _lies_in(x: Tensor, size: int) -> bool:
+    """Whether a file of `size` bytes can hold these numbers: strides repeat none."""
+    return x.layout is torch.strided and x.numel() * x.element_size() <= size
+
+
+def _named(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} of {value.dtype}"
+    return f"{value!r:.60}" if isinstance(value, int | str) else type(value).__name__

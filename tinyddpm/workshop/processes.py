@@ -1,0 +1,100 @@
+"""Several processes that train together, as torchrun starts them.
+
+Each draws the whole batch and takes its share of it. Where there is one process, every
+function here says so and does nothing.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def join(device: torch.device, checkpoint: Path) -> tuple[torch.device, bool]:
+    """Joins the processes that torchrun started on one machine, if it did.
+
+    Args:
+        checkpoint: the file that the run is, or will be, kept in.
+    Returns: this process's device, the GPU of its number where `device` is one; and
+        whether the run should resume: no checkpoint was there when torchrun first
+        started it, so that one that is there now is its own.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return device, False
+    if device.type == "cuda":
+        local, seen = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= seen:
+            raise ValueError(
+                f"process {local} of this machine needs a GPU of its own, but PyTorch "
+                f"sees {seen} of them; give --nproc-per-node={seen}, or --device cpu"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    from torch.distributed.distributed_c10d import PrefixStore  # not in every build
+    from torch.distributed.rendezvous import rendezvous
+
+    store, number, count = next(rendezvous("env://"))
+    # torchrun keeps the store over a restart: what the first attempt wrote stays
+    found = checkpoint.exists()
+    at_first = store.compare_set("checkpoint", "", "found" if found else "none")
+    # and so do the addresses of the dead
+    restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore(f"attempt {restarts}", store),
+        rank=number,
+        world_size=count,
+    )
+    return device, found and at_first == b"none"
+
+
+def rank() -> int:
+    """Which of the processes this one is, 0 where there is one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def parts(batch: int, micro_batch: int | None) -> list[slice]:
+    """This process's share of the batch, in pieces of at most `micro_batch`."""
+    if batch % world():
+        raise ValueError(
+            f"a batch of {batch} cannot be split evenly over {world()} processes; give "
+            f"a --batch that is a multiple of {world()}"
+        )
+    share = batch // world()
+    first, size = rank() * share, micro_batch or share
+    ends = range(first, first + share, size)
+    return [slice(i, min(i + size, first + share)) for i in ends]
+
+
+def gather(x: Tensor) -> Tensor:
+    """(n,) on each process -> (n * processes,) on all of them, by rank."""
+    if world() == 1:
+        return x
+    shares = [torch.empty_like(x) for _ in range(world())]
+    dist.all_gather(shares, x)
+    return torch.cat(shares)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any of the processes, once every one is here.
+
+    The hosts ask each other, over gloo: no GPU is waited for. (A group made by hand
+    for GPUs must be able to: "cpu:gloo,cuda:nccl".)
+    """
+    if world() == 1:
+        return flag
+    flags = torch.tensor(float(flag))
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+def wait_for_all() -> None:
+    """Returns when every process is here."""
+    any_process(False)
