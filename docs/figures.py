@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Generator
 
 from tinyddpm import (
     Schedule,
@@ -34,6 +35,7 @@ from tinyddpm import (
     linear_schedule,
     p_mean,
     p_sample_loop,
+    p_step,
     predict_x_0,
     q_posterior,
     q_sample,
@@ -48,6 +50,7 @@ from tinyddpm.beyond.oracle import (
     gradient_oracle,
 )
 from tinyddpm.bound import log_decoder
+from tinyddpm.sampler import EpsTheta
 
 INK, FAINT = "#010203", "#040506"  # stand for the colour of the text, full and faint
 BLUE, ORANGE, GREEN, RED = "#3987d6", "#d07d1e", "#2e9e63", "#d9544d"
@@ -70,6 +73,7 @@ STYLE = {
     "figure.max_open_warning": 0,
 }
 matplotlib.rcParams.update(STYLE)
+torch.set_num_threads(1)  # the tensors are small
 FIGURES: dict[str, Callable[[], Figure | np.ndarray]] = {}
 
 # Table 4 of the paper: bits/dim sent and RMSE on 0..255 after so many reverse steps
@@ -105,6 +109,12 @@ def paper() -> Schedule:
 def toy() -> Schedule:
     """That of train_gradients.py, T = 100."""
     return linear_schedule(100)
+
+
+@cache
+def floor() -> torch.Tensor:
+    """The least L_simple at every t for gradients of 4 × 4."""
+    return gradient_floor(toy(), 4, 4)
 
 
 def steps(s: Schedule, first: int = 1) -> torch.Tensor:
@@ -206,7 +216,7 @@ def walk() -> Figure:
         z = torch.randn(n, generator=generator, dtype=torch.float64)
         x = q_step(s, x, torch.full((n,), t), z)
         walks.append(x)
-    every = slice(0, s.T + 1, 8)
+    every = slice(0, s.T + 1, 10)
     t = torch.arange(s.T + 1)[every]
     ax.plot(t, torch.stack(walks)[every], lw=0.6, alpha=0.55, color=BLUE)
     x_0 = torch.full((len(t),), 0.8, dtype=torch.float64)
@@ -323,7 +333,7 @@ def gradient_bounds() -> dict[str, torch.Tensor]:
     blind = bits_per_dim(s, gaussian_oracle(s, mean, alone), x_0, seeded(1))
     t = steps(s, 2)
     D = x_0[0].numel()
-    floor = weight(s, t) * gradient_floor(s, size, size)[2:]
+    least = weight(s, t) * floor()[2:]
     ratio = s.beta_tilde[2:] / s.beta[2:]
     C = (ratio - 1 - ratio.log()) / 2
     bits = 1 / math.log(2)
@@ -331,7 +341,7 @@ def gradient_bounds() -> dict[str, torch.Tensor]:
         "t": t,
         "exact": exact.L_tm1.mean(0)[2:],
         "alone": blind.L_tm1.mean(0)[2:],
-        "floor": (floor + C) * bits,
+        "floor": (least + C) * bits,
         "C": C * bits,
         "rate": rate_distortion(exact)[0],
         "distortion": rate_distortion(exact)[1],
@@ -381,9 +391,7 @@ def floors() -> Figure:
     s = toy()
     t = steps(s)
     ax.plot(t, s.alpha_bar[1:], color=ORANGE, label="x_0 ~ N(0, I): ᾱ_t")
-    ax.plot(
-        t, gradient_floor(s, 4, 4)[1:], color=BLUE, label="gradients of 4 × 4"
-    )
+    ax.plot(t, floor()[1:], color=BLUE, label="gradients of 4 × 4")
     ax.plot(t, torch.zeros(s.T), color=GREEN, label="one picture: 0")
     ax.legend()
     return fig
@@ -395,11 +403,10 @@ def losses() -> Figure:
     fig, ax = axes("batch", "L_simple of one finished ε*, batch after batch", width=5.6)
     s, n, B = toy(), 120, 128
     generator = seeded(3)
-    floor = gradient_floor(s, 4, 4)
     t = torch.randint(1, s.T + 1, (n, B), generator=generator)
-    luck = floor[t].mean(1)
+    luck = floor()[t].mean(1)
     ax.plot(luck, color=BLUE, lw=1, label="a batch's mean over its own 128 t")
-    ax.axhline(float(floor[1:].mean()), color=INK, ls="--", label="the mean over all t")
+    ax.axhline(float(floor()[1:].mean()), color=INK, ls="--", label="the mean over all t")
     ax.set_ylim(bottom=0)
     ax.legend(loc="lower left", fontsize=9)
     return fig
@@ -472,19 +479,20 @@ def shared_x_t() -> np.ndarray:
     }
     lines = []
     for t, x_t in frozen.items():
-        ends = [decoded(s, eps_theta, x_t, t, seed) for seed in range(n)]
-        lines.append(torch.cat([x_t, *ends]))
+        ends = from_step(s, eps_theta, x_t.expand(n, -1, -1, -1), t, seeded(100))
+        lines.append(torch.cat([x_t, ends]))
     return rows(lines, scale=8)
 
 
-def decoded(s: Schedule, eps_theta, x_t: torch.Tensor, t: int, seed: int):  # type: ignore
-    """Algorithm 2 from x_t: `interpolate` does so, but draws its own x_t."""
-    generator = seeded(100 + seed)
+def from_step(
+    s: Schedule, eps_theta: EpsTheta, x_t: torch.Tensor, t: int, generator: Generator
+) -> torch.Tensor:
+    """Algorithm 2 from step t on: x_0 ~ p_θ(x_0|x_t) for each x_t of a batch."""
     for step in range(t, 0, -1):
-        at = torch.tensor([step])
-        mean = p_mean(s, x_t, at, eps_theta(x_t, at))
-        z = torch.randn(x_t.shape, generator=generator) if step > 1 else 0
-        x_t = mean + float(s.beta[step].sqrt()) * z
+        at = torch.full((len(x_t),), step)
+        noise = torch.randn(x_t.shape, generator=generator)
+        z = noise if step > 1 else torch.zeros_like(x_t)
+        x_t = p_step(s, x_t, at, eps_theta(x_t, at), z)
     return x_t
 
 
@@ -545,7 +553,7 @@ def field(t: int) -> Figure:
     """-ε* for two points in the plane."""
     s = paper()
     points = torch.tensor([[-0.9, -0.4], [0.9, 0.4]], dtype=torch.float64)
-    axis = torch.linspace(-2.2, 2.2, 14, dtype=torch.float64)
+    axis = torch.linspace(-2.2, 2.2, 11, dtype=torch.float64)
     x = torch.cartesian_prod(axis, axis)
     eps = finite_oracle(s, points)(x, torch.full((len(x),), t))
     fig, ax = plt.subplots(figsize=(3.0, 3.2))
@@ -651,7 +659,7 @@ def svg(fig: Figure, name: str, alt: str) -> str:
         text,
     )
     text = re.sub(r"(href=\"#|url\(#)([\w-]+)", rf"\g<1>{name}-\g<2>", text)
-    text = re.sub(r"(\.\d\d)\d+", r"\1", text)
+    text = re.sub(r"(\.\d)\d+", r"\1", text)
     text = text.replace(INK, "currentColor").replace(FAINT, "currentColor")
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     text = re.sub(r"\n\s*", " ", text)

@@ -15,13 +15,15 @@ def inline(writer: HTML5Translator, node: nodes.math) -> None:
 def block(writer: HTML5Translator, node: nodes.math_block) -> None:
     """A formula on a line of its own, which scrolls where the screen is too narrow."""
     number = node.get("number")
-    label = f"Equation {number}" if number else "Formula"
+    label = f"Formula {number}" if number else "Formula"
     writer.body.append(
-        f'<div class="formula" role="group" aria-label="{label}" tabindex="0">'
+        f'<div class="formula"><div class="lines" role="group" aria-label="{label}" '
+        'tabindex="0">'
     )
     for line in node.astext().split("\n\n"):
         writer.body.append(convert(line.strip(), display="block"))
-    if number and not node.get("nowrap"):
+    writer.body.append("</div>")
+    if number:
         writer.body.append(f'<span class="number">({number})</span>')
     writer.body.append("</div>\n")
     raise nodes.SkipNode

@@ -25,6 +25,7 @@ from sphinx.directives.code import LiteralInclude
 from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 
+from tests.docs.formulas import NOT_EXECUTED
 from tests.mutation.mistakes import MISTAKES
 
 ROOT = Path(__file__).parent.parent.parent
@@ -138,7 +139,7 @@ class Law(SphinxDirective):
         if len(places) != 1:
             raise self.error(f"{name} must be one test, found in {places}")
         path = places[0]
-        box = nodes.container(classes=["law"])
+        box = nodes.container(classes=["law"], ids=[anchor(name)])
         box += nodes.paragraph("", "The law", classes=["kind"])
         self.state.nested_parse(self.content, self.content_offset, box)
         text = path.read_text(encoding="utf-8").splitlines()
@@ -221,6 +222,35 @@ class Graph(SphinxDirective):
         return [raw(f'<div class="wide" tabindex="0">{import_graph.svg()}</div>')]
 
 
+class NotExecuted(SphinxDirective):
+    """The formulas that tests/docs/test_formulas.py cannot run, with its reasons."""
+
+    def run(self) -> list[nodes.Node]:
+        rows = nodes.bullet_list()
+        for where, why in NOT_EXECUTED.items():
+            text = f"<p><b>{html.escape(where)}</b>: {html.escape(why)}</p>"
+            row = nodes.list_item()
+            row += raw(text)
+            rows += row
+        return [rows]
+
+
+class Live(SphinxDirective):
+    """Algorithm 2 to play with, where docs/live has it."""
+
+    def run(self) -> list[nodes.Node]:
+        if not (Path(self.env.srcdir) / "live/live.html").exists():
+            return []
+        uri = relative("live.html", self.env.docname)
+        return [
+            raw(
+                f'<div class="live"><iframe src="{uri}" loading="lazy" title="Algorithm '
+                f'2, step by step"></iframe><p><a href="{uri}">Open it alone</a></p>'
+                "</div>"
+            )
+        ]
+
+
 class Source(SphinxDirective):
     """A whole module with numbered lines and an anchor for every definition."""
 
@@ -230,7 +260,6 @@ class Source(SphinxDirective):
         path = modules()[self.arguments[0]]
         text = path.read_text(encoding="utf-8")
         lines = highlight(text, PythonLexer(), HtmlFormatter(nowrap=True))
-        plain = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
         starts = {
             node.lineno: anchor(name)  # type: ignore[attr-defined]
             for name, node in definitions(path).items()
@@ -239,7 +268,7 @@ class Source(SphinxDirective):
         for i, line in enumerate(lines.splitlines(), start=1):
             here = f'<i id="{starts[i]}"></i>' if i in starts else ""
             number = f'<a id="l{i}" href="#l{i}">{i:3}</a>'
-            numbered.append(f"{here}{number} {plain.sub(chr(92) + '1', line)}")
+            numbered.append(f"{here}{number} {line}")
         lines = '<div class="highlight"><pre>' + "\n".join(numbered) + "</pre></div>"
         return [raw(f'<div class="source">{lines}</div>')]
 
@@ -265,11 +294,17 @@ class ToPythonFiles(SphinxTransform):
                 path = path.with_name(path.name + ".md")
             if not path.is_file() or path.is_relative_to(self.env.srcdir):
                 continue
-            uri = self._uri(path)
             inner = [child.deepcopy() for child in node.children]
-            node.replace_self(nodes.reference("", "", *inner, refuri=uri))
+            uri = self._uri(path, node.astext())
+            link = nodes.reference("", "", *inner, refuri=uri) if uri else inner
+            node.replace_self(link)
 
-    def _uri(self, path: Path) -> str:
+    def _uri(self, path: Path, text: str) -> str:
+        """Where it leads; "" for a test that no page shows."""
+        if text.startswith("test_") and path.is_relative_to(ROOT / "tests"):
+            page = (Path(self.env.srcdir) / "paper.md").read_text(encoding="utf-8")
+            shown = re.search(rf"{{law}} \S*\b{re.escape(text)}\n", page)
+            return relative(f"paper.html#{anchor(text)}", self.env.docname) * bool(shown)
         for module, file in modules().items():
             if file == path:
                 return relative(f"source/{module}.html", self.env.docname)
@@ -278,7 +313,12 @@ class ToPythonFiles(SphinxTransform):
         if name in known:
             return relative(known[name], self.env.docname)
         self.env.site_files = {*getattr(self.env, "site_files", set()), name}
-        return relative(f"files/{name}.txt", self.env.docname)
+        return relative(f"files/{name}{as_text(path)}", self.env.docname)
+
+
+def as_text(path: Path) -> str:
+    """A suffix with which a browser shows a file in place of saving it."""
+    return "" if path.suffix in (".png", ".txt", ".json") else ".txt"
 
 
 def raw(text: str) -> nodes.raw:
@@ -301,10 +341,21 @@ def write_module_pages(app: Sphinx) -> None:
             page.unlink()
 
 
+PLAIN = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
+
+
+def lighter(_app: Sphinx, _page: str, _template: str, context: Any, _tree: Any) -> None:
+    """Half of a highlighted program's spans say that there is nothing to highlight."""
+    if "body" in context:
+        context["body"] = PLAIN.sub(r"\1", context["body"])
+
+
 def copy_files(app: Sphinx, error: Exception | None) -> None:
     """The text of every file that a page links to and that has no page of its own."""
+    for debugging in (Path(app.outdir) / "_static").rglob("*.map"):
+        debugging.unlink()
     for name in sorted(getattr(app.env, "site_files", set()) if not error else ()):
-        to = Path(app.outdir) / "files" / f"{name}.txt"
+        to = Path(app.outdir) / "files" / f"{name}{as_text(ROOT / name)}"
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_bytes((ROOT / name).read_bytes())
 
@@ -318,7 +369,10 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("drawn", Drawn)
     app.add_directive("import-graph", Graph)
     app.add_directive("source", Source)
+    app.add_directive("not-executed", NotExecuted)
+    app.add_directive("live", Live)
     app.add_transform(ToPythonFiles)
     app.connect("builder-inited", write_module_pages)
+    app.connect("html-page-context", lighter)
     app.connect("build-finished", copy_files)
     return {"parallel_read_safe": False, "parallel_write_safe": True}
