@@ -534,6 +534,21 @@ def two_variances() -> Figure:
 
 
 @figure
+def reverse_walk() -> Figure:
+    """Algorithm 2 for one pixel that is -0.7 or 0.7, with the exact ε*."""
+    fig, ax = axes(ylabel="one pixel, x_0 = ±0.7: 24 runs of Algorithm 2", width=5.6)
+    s = paper()
+    eps_theta = finite_oracle(s, torch.tensor([[-0.7], [0.7]]))
+    x_T = torch.randn(24, 1, generator=seeded(2))
+    loop = list(p_sample_loop(s, eps_theta, x_T, seeded(3)))[::10]
+    t = [step for step, _, _ in loop]
+    ax.plot(t, torch.cat([x_t for _, x_t, _ in loop], 1).T, lw=0.7, color=BLUE)
+    ax.set_xlim(s.T, -20)
+    ax.plot([-12, -12], [-0.7, 0.7], "o", color=ORANGE, clip_on=False)
+    return fig
+
+
+@figure
 def last_step() -> Figure:
     """The last step's noise in levels, if it were drawn."""
     fig, ax = axes(ylabel="deviation σ_t, in levels of 255")
@@ -659,7 +674,7 @@ def svg(fig: Figure, name: str, alt: str) -> str:
         text,
     )
     text = re.sub(r"(href=\"#|url\(#)([\w-]+)", rf"\g<1>{name}-\g<2>", text)
-    text = re.sub(r"(\.\d)\d+", r"\1", text)
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d)\d+", r"\1", tag[0]), text)
     text = text.replace(INK, "currentColor").replace(FAINT, "currentColor")
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     text = re.sub(r"\n\s*", " ", text)

@@ -16,6 +16,7 @@ import figures
 import import_graph
 from docutils import nodes
 from docutils.parsers.rst import directives
+from PIL import Image
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
@@ -305,6 +306,8 @@ class ToPythonFiles(SphinxTransform):
             page = (Path(self.env.srcdir) / "paper.md").read_text(encoding="utf-8")
             shown = re.search(rf"{{law}} \S*\b{re.escape(text)}\n", page)
             return relative(f"paper.html#{anchor(text)}", self.env.docname) * bool(shown)
+        if path.suffix == ".png":  # a page shows it where it speaks of it
+            return ""
         for module, file in modules().items():
             if file == path:
                 return relative(f"source/{module}.html", self.env.docname)
@@ -318,7 +321,7 @@ class ToPythonFiles(SphinxTransform):
 
 def as_text(path: Path) -> str:
     """A suffix with which a browser shows a file in place of saving it."""
-    return "" if path.suffix in (".png", ".txt", ".json") else ".txt"
+    return "" if path.suffix in (".txt", ".json") else ".txt"
 
 
 def raw(text: str) -> nodes.raw:
@@ -354,6 +357,10 @@ def copy_files(app: Sphinx, error: Exception | None) -> None:
     """The text of every file that a page links to and that has no page of its own."""
     for debugging in (Path(app.outdir) / "_static").rglob("*.map"):
         debugging.unlink()
+    for picture in (Path(app.outdir) / "_images").glob("*.png"):
+        small = Image.open(picture).convert("RGB").quantize(128)
+        if picture.stat().st_size > 2**15:
+            small.save(picture, optimize=True)
     for name in sorted(getattr(app.env, "site_files", set()) if not error else ()):
         to = Path(app.outdir) / "files" / f"{name}{as_text(ROOT / name)}"
         to.parent.mkdir(parents=True, exist_ok=True)
