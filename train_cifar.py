@@ -1,9 +1,14 @@
-"""The paper's CIFAR-10 run (section 4, appendix B): train, sample, save, go on.
+r"""The paper's CIFAR-10 run (section 4, appendix B): train, sample, save, go on.
 
     python train_cifar.py --data data --download       # fetches 162 MiB first
     python train_cifar.py --data data --resume         # goes on from the checkpoint
     python train_cifar.py --data data --smoke          # a minute on a CPU, narrow net
     torchrun --nproc-per-node=4 train_cifar.py --data data
+
+On two machines that share the folder --out, the same on each, with its own NODE (0, 1):
+
+    torchrun --nnodes=2 --node-rank=NODE --nproc-per-node=4 --max-restarts=0 \
+        --master-addr=FIRST-MACHINE --master-port=29500 train_cifar.py --data data
 
 --data is the folder that holds cifar-10-batches-bin, that folder itself, or one .bin
 file of its records. In --out: checkpoint.pt, figures.json, loss.png, and grids of
@@ -20,16 +25,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tinyddpm.data import drawer
+from tinyddpm.data import drawer, to_uint8
 from tinyddpm.sampler import sample
 from tinyddpm.schedule import linear_schedule
 from tinyddpm.unet import UNet
 from tinyddpm.workshop.download import download_cifar10
-from tinyddpm.workshop.pictures import grid, save_png, to_uint8
+from tinyddpm.workshop.interrupts import trouble_explained
+from tinyddpm.workshop.pictures import grid, save_png
 from tinyddpm.workshop.processes import join, rank, wait_for_all
 from tinyddpm.workshop.progress import Progress, errors_as_sentences
 from tinyddpm.workshop.readers import read_cifar10, read_cifar10_file
-from tinyddpm.workshop.run import fit, trouble_explained
+from tinyddpm.workshop.run import fit
 from tinyddpm.workshop.scripts import PictureConfig, command_line, sampling
 from tinyddpm.workshop.settings import pick_device
 from tinyddpm.workshop.state import Record
@@ -102,12 +108,12 @@ def train(c: Config, net: nn.Module, images: Tensor, resume: bool) -> None:
     if rank() != 0:
         fit(s, net, drawer(images, flip=c.flip), c, None, checkpoint, resume)
         return
-    progress = Progress(out, c, net, resume)
+    progress = Progress(out, c, net, calls=(c.T, c.samples))
 
     def save_samples(step: int, ema: nn.Module) -> None:
-        with sampling(c, images.device) as generator:
+        with sampling(c, ema) as (eps_theta, generator):
             shape = (c.samples, 3, 32, 32)
-            x_0 = sample(s, ema, shape, generator, clip_x_0=c.clip_x_0)
+            x_0 = sample(s, eps_theta, shape, generator, clip_x_0=c.clip_x_0)
         save_png(out / f"step-{step:06}.png", grid(to_uint8(x_0)))
 
     def log(r: Record) -> None:

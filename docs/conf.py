@@ -19,8 +19,7 @@ pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 
 html_theme = "furo"
-html_extra_path = ["live"] if (HERE / "live").is_dir() else []
-html_static_path = ["_static"]
+html_static_path = ["_static", "live"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False

@@ -93,7 +93,9 @@ TABLE_4 = np.array(
 )
 
 
-def figure(make: Callable[[], Figure | np.ndarray]) -> Callable[[], Figure | np.ndarray]:
+def figure(
+    make: Callable[[], Figure | np.ndarray],
+) -> Callable[[], Figure | np.ndarray]:
     """Registers a function that gives a graph or a picture (H, W, 3) of bytes."""
     FIGURES[make.__name__] = make
     return make
@@ -125,7 +127,9 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def axes(xlabel: str = "t", ylabel: str = "", width: float = 4.2) -> tuple[Figure, Axes]:
+def axes(
+    xlabel: str = "t", ylabel: str = "", width: float = 4.2
+) -> tuple[Figure, Axes]:
     fig, ax = plt.subplots(figsize=(width, 2.7))
     ax.set_xlabel(xlabel)
     ax.set_title(ylabel, loc="left")
@@ -406,7 +410,9 @@ def losses() -> Figure:
     t = torch.randint(1, s.T + 1, (n, B), generator=generator)
     luck = floor()[t].mean(1)
     ax.plot(luck, color=BLUE, lw=1, label="a batch's mean over its own 128 t")
-    ax.axhline(float(floor()[1:].mean()), color=INK, ls="--", label="the mean over all t")
+    ax.axhline(
+        float(floor()[1:].mean()), color=INK, ls="--", label="the mean over all t"
+    )
     ax.set_ylim(bottom=0)
     ax.legend(loc="lower left", fontsize=9)
     return fig
@@ -425,7 +431,9 @@ def bins(mean: float, low: int, high: int, title: str) -> Figure:
     ax.bar(v, p[low : high + 1], width=1, color=BLUE, alpha=0.35, ec=BLUE, lw=1)
     sigma = 127.5 * math.sqrt(sigma2)
     x = np.linspace(low - 3, high + 0.5, 300)
-    density = np.exp(-(((x - mean) / sigma) ** 2) / 2) / (sigma * math.sqrt(2 * math.pi))
+    density = np.exp(-(((x - mean) / sigma) ** 2) / 2) / (
+        sigma * math.sqrt(2 * math.pi)
+    )
     ax.plot(x, density, color=ORANGE)
     ax.set_xlim(low - (3 if low == 0 else 0.5), high + 0.5)
     for at, y in zip(v, p[low : high + 1], strict=True):
@@ -459,7 +467,9 @@ def progress() -> np.ndarray:
     x_T = torch.randn(1, 3, size, size, generator=seeded(5))
     shown = {100, 90, 75, 60, 40, 20, 5, 0}
     noisy, seen = [], []
-    for t, x_t, x_0_hat in p_sample_loop(s, gradient_oracle(s, size, size), x_T, seeded(6)):
+    for t, x_t, x_0_hat in p_sample_loop(
+        s, gradient_oracle(s, size, size), x_T, seeded(6)
+    ):
         if t in shown:
             noisy.append(x_t)
             seen.append(x_0_hat)
@@ -555,7 +565,9 @@ def last_step() -> Figure:
     s = paper()
     t = steps(s)[:100]
     ax.plot(t, 127.5 * s.beta[1:101].sqrt(), color=BLUE, label="σ_t² = β_t")
-    ax.plot(t, 127.5 * s.beta_tilde[1:101].sqrt(), "--", color=ORANGE, label="σ_t² = β̃_t")
+    ax.plot(
+        t, 127.5 * s.beta_tilde[1:101].sqrt(), "--", color=ORANGE, label="σ_t² = β̃_t"
+    )
     ax.plot([1], [0], "o", color=RED, label="what Algorithm 2 adds at t = 1")
     ax.legend(fontsize=9)
     return fig
@@ -680,7 +692,9 @@ def svg(fig: Figure, name: str, alt: str) -> str:
     text = re.sub(r"\n\s*", " ", text)
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups()  # type: ignore
     head = f'<svg role="img" aria-label="{alt}" viewBox="0 0 {width} {height}"'
-    return re.sub(r"<svg[^>]*>", head + f' width="{float(width) * 4 / 3:.0f}">', text, count=1)
+    return re.sub(
+        r"<svg[^>]*>", head + f' width="{float(width) * 4 / 3:.0f}">', text, count=1
+    )
 
 
 if __name__ == "__main__":

@@ -41,12 +41,14 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(c.seed)
     net = UNet(1, c.base, c.multipliers, c.attention, c.dropout).to(device)
 
-    progress = Progress(out, c, net, args.resume)
+    progress = Progress(out, c, net, calls=(c.T, c.samples))
     ema = fit(s, net, draw, c, progress, out / "checkpoint.pt", args.resume)
     progress.close()
 
-    with sampling(c, device) as generator:
-        x_0 = sample(s, ema, (c.samples, 1, 32, 32), generator, clip_x_0=c.clip_x_0)
+    with sampling(c, ema) as (eps_theta, generator):
+        x_0 = sample(
+            s, eps_theta, (c.samples, 1, 32, 32), generator, clip_x_0=c.clip_x_0
+        )
     save_png(out / "grid.png", grid(to_uint8(x_0)))
 
 

@@ -58,13 +58,13 @@ def main(argv: list[str]) -> None:
         attention=LinearAttention if c.linear else SelfAttention,
     ).to(device)  # fmt: skip
 
-    progress = Progress(out, c, net, args.resume)
+    progress = Progress(out, c, net, calls=(c.T, c.samples))
     ema = fit(s, net, draw, c, progress, out / "checkpoint.pt", args.resume)
     progress.close()
 
-    with sampling(c, device) as generator:
+    with sampling(c, ema) as (eps_theta, generator):
         shape = (c.samples, 3, c.size, c.size)
-        x_0 = sample(s, ema, shape, generator, clip_x_0=c.clip_x_0)
+        x_0 = sample(s, eps_theta, shape, generator, clip_x_0=c.clip_x_0)
     save_png(out / "grid.png", grid(to_uint8(x_0)))
 
 

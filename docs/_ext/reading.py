@@ -236,22 +236,6 @@ class NotExecuted(SphinxDirective):
         return [rows]
 
 
-class Live(SphinxDirective):
-    """Algorithm 2 to play with, where docs/live has it."""
-
-    def run(self) -> list[nodes.Node]:
-        if not (Path(self.env.srcdir) / "live/live.html").exists():
-            return []
-        uri = relative("live.html", self.env.docname)
-        return [
-            raw(
-                f'<div class="live"><iframe src="{uri}" loading="lazy" title="Algorithm '
-                f'2, step by step"></iframe><p><a href="{uri}">Open it alone</a></p>'
-                "</div>"
-            )
-        ]
-
-
 class Source(SphinxDirective):
     """A whole module with numbered lines and an anchor for every definition."""
 
@@ -305,7 +289,9 @@ class ToPythonFiles(SphinxTransform):
         if text.startswith("test_") and path.is_relative_to(ROOT / "tests"):
             page = (Path(self.env.srcdir) / "paper.md").read_text(encoding="utf-8")
             shown = re.search(rf"{{law}} \S*\b{re.escape(text)}\n", page)
-            return relative(f"paper.html#{anchor(text)}", self.env.docname) * bool(shown)
+            return relative(f"paper.html#{anchor(text)}", self.env.docname) * bool(
+                shown
+            )
         if path.suffix == ".png":  # a page shows it where it speaks of it
             return ""
         for module, file in modules().items():
@@ -377,7 +363,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("import-graph", Graph)
     app.add_directive("source", Source)
     app.add_directive("not-executed", NotExecuted)
-    app.add_directive("live", Live)
     app.add_transform(ToPythonFiles)
     app.connect("builder-inited", write_module_pages)
     app.connect("html-page-context", lighter)

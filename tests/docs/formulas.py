@@ -74,7 +74,9 @@ LATEX = {
 def page_formulas() -> dict[str, str]:
     """Each line of each {equation} on the page: "(4) 2" -> its LaTeX."""
     found: dict[str, str] = {}
-    blocks = re.findall(r"```\{equation\} ([^\n]*)\n(.*?)```", PAGE.read_text("utf-8"), re.S)
+    blocks = re.findall(
+        r"```\{equation\} ([^\n]*)\n(.*?)```", PAGE.read_text("utf-8"), re.S
+    )
     for label, body in blocks:
         for i, line in enumerate(body.strip().split("\n\n"), start=1):
             found[f"({label}) {i}"] = " ".join(line.split())
@@ -281,7 +283,7 @@ class Parser:
         return self.value(token)
 
     def value(self, token: str) -> Any:
-        """"x_t" as it stands; "ᾱ_{t-1}" from the table "ᾱ"."""
+        """ "x_t" as it stands; "ᾱ_{t-1}" from the table "ᾱ"."""
         token = re.sub(r"_\{([^{}]*)\}", r"_{\1}", token)
         plain = re.sub(r"_\{(\w+)\}", r"_\1", token)
         for key in (token, plain):
@@ -373,7 +375,8 @@ class Parser:
             for k, v in saved.items()
         }
         spread = {
-            k: (lambda *_, f=v: f(*_)[..., None, None]) for k, v in saved.items()
+            k: (lambda *_, f=v: f(*_)[..., None, None])
+            for k, v in saved.items()
             if k == "μ_θ"
         }
         narrow = {k: saved[k] for k in ("x_1",) if k in saved}
@@ -415,7 +418,9 @@ class Parser:
 
 def evaluate(text: str, names: dict[str, Any], whole: bool = True) -> Any:
     """The value of a formula; unless `whole`, prose may follow it."""
-    parser = Parser(text, {unicodedata.normalize("NFC", k): v for k, v in names.items()})
+    parser = Parser(
+        text, {unicodedata.normalize("NFC", k): v for k, v in names.items()}
+    )
     value = parser.expression()
     kind, rest = parser.peek()
     done = kind == "end" and not rest

@@ -77,7 +77,9 @@ def test_every_link_leads_somewhere(site):
             parts = urlsplit(link)
             if parts.scheme in ("http", "https", "data"):
                 continue
-            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            target = (
+                (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            )
             if target.is_dir():
                 target /= "index.html"
             if not target.exists():
@@ -119,7 +121,8 @@ def test_formulas_are_mathml(site):
 def chromium():
     """A headless browser."""
     sync_api = pytest.importorskip(
-        "playwright.sync_api", reason="playwright (the extra [browser]) is not installed"
+        "playwright.sync_api",
+        reason="playwright (the extra [browser]) is not installed",
     )
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 import tinyddpm
 from tinyddpm import (
     EMA,
+    L_T,
     Bound,
     L_simple,
-    L_T,
     L_tm1,
     Schedule,
     interpolate,
@@ -361,8 +361,7 @@ IN_DOCSTRINGS: dict[tuple[str, str], Case] = {
     ("L_tm1", "="): EACH_TM1,
     ("L_0", "L_0"): (decoded, decoder_1),
     ("log_decoder", ""): (
-        lambda n: edges()
-        | {"x": n.x_0.numpy(), "σ_1": 0.5, "μ": FIRST_HAT(n).numpy()},
+        lambda n: edges() | {"x": n.x_0.numpy(), "σ_1": 0.5, "μ": FIRST_HAT(n).numpy()},
         decoder,
     ),
     ("bits_per_dim", "L"): TOTAL,

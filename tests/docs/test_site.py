@@ -141,7 +141,9 @@ def test_every_page_is_within_reach():
 def test_no_page_names_a_folder_of_this_machine():
     """Paths of the machine that wrote a page mean nothing to its readers."""
     for page in PAGES:
-        found = re.search(r"(?<![\w.])/(?:tmp|root|work|home)/", page.read_text("utf-8"))
+        found = re.search(
+            r"(?<![\w.])/(?:tmp|root|work|home)/", page.read_text("utf-8")
+        )
         assert not found, f"{page.name}: {found}"
 
 

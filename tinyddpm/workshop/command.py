@@ -1,4 +1,4 @@
-"""python -m tinyddpm sample | interpolate | bound: a checkpoint put to use.
+"""python -m tinyddpm sample | interpolate | bound | doctor: a checkpoint put to use.
 
 What lives here: flags, files, and what is printed. What does not: any formula
 (`sampler.py`, `bound.py`). Needs the extra [scripts].
@@ -6,6 +6,7 @@ What lives here: flags, files, and what is printed. What does not: any formula
     python -m tinyddpm sample CHECKPOINT
     python -m tinyddpm interpolate CHECKPOINT --data PATH --first 0 --second 1
     python -m tinyddpm bound CHECKPOINT --data PATH --pictures 64 --draws 50
+    python -m tinyddpm doctor      # what this machine is fast in, and what to change
 
 --data is CIFAR-10's binary version (a folder or one .bin file), an IDX file, a .npy
 file, a folder of photos, or the word "gradients" for the toy's own.
@@ -27,6 +28,7 @@ from ..data import to_float, to_uint8
 from ..sampler import interpolate, p_sample_loop
 from ..schedule import Schedule
 from .checkpoint import Checkpoint, load_checkpoint, rebuild
+from .interrupts import out_of_memory
 from .pictures import grid, save_png
 from .readers import (
     CIFAR10_FOLDER,
@@ -37,7 +39,6 @@ from .readers import (
     read_npy_images,
 )
 from .report import save_rate_distortion_plot, table
-from .run import out_of_memory
 from .settings import Renamed, pick_device
 
 WEIGHTS = {"ema": ("ema", "EMA weights"), "raw": ("weights", "raw weights")}
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, or 2 after a sentence on stderr."""
     args = _flags().parse_args(argv)
     commands = {"sample": _sample, "interpolate": _interpolate, "bound": _bound}
+    commands["doctor"] = _doctor
     try:
         commands[args.command](args)
     except OSError as error:
@@ -112,6 +114,9 @@ def _flags() -> argparse.ArgumentParser:
     )
     of.add_argument("--chunk", type=int, default=128, help="pictures a network call")
     of.add_argument("--plot", help="write rate and distortion (figure 5) to this PNG")
+
+    of = commands.add_parser("doctor", help="this machine: rates, steps, advice")
+    of.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     return parser
 
 
@@ -161,6 +166,12 @@ def _read(args: argparse.Namespace, shape: tuple[int, ...]) -> Tensor:
             f"{tuple(images.shape[1:])}; give the data it was trained for"
         )
     return images
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from .doctor import doctor  # it alone needs the networks
+
+    print(doctor(args.device))
 
 
 def _sample(args: argparse.Namespace) -> None:

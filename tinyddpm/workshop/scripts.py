@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-import torch
-from torch import Generator
+from torch import Generator, nn
 
-from .run import out_of_memory
+from .interrupts import out_of_memory
 from .settings import TrainConfig, flags, from_flags
-from .speed import autocast
+from .speed import faster
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,14 @@ class PictureConfig(TrainConfig):
     samples: Annotated[int, "pictures in a grid"] = 64
     clip_x_0: Annotated[bool, "clamp x̂_0 in samples (authors' code)"] = False
 
-    may_change = (*TrainConfig.may_change, "out", "device", "samples", "clip_x_0")
+    may_change = (
+        *TrainConfig.may_change,
+        "data",
+        "out",
+        "device",
+        "samples",
+        "clip_x_0",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,14 +92,20 @@ def command_line(
 
 
 @contextmanager
-def sampling(c: PictureConfig, device: torch.device) -> Iterator[Generator]:
-    """Bfloat16 as in training, and the source of all noise: its seed is the run's.
+def sampling(c: PictureConfig, ema: nn.Module) -> Iterator[tuple[nn.Module, Generator]]:
+    """What a grid of samples is drawn with: the network made faster, and a generator.
 
-    Raises: MemoryError, where there is too little for so many samples.
+    The network computes in bfloat16 if training did; it is not compiled, since that
+    takes longer than a grid. The generator's seed is the run's.
+
+    Raises: MemoryError where the samples do not fit into memory.
     """
+    device = next(ema.parameters()).device
     try:
-        with autocast(device, c.bf16):
-            yield Generator(device).manual_seed(c.seed)
+        yield (
+            faster(ema, c.bf16, compiled=False),
+            Generator(device).manual_seed(c.seed),
+        )
     except RuntimeError as error:
         if not out_of_memory(error):
             raise

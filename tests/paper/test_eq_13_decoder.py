@@ -1,22 +1,31 @@
-"""Laws of the discrete decoder, eq. 13.
+"""Eq. 13: the discrete decoder, and L_0, its cost.
 
-What lives here: laws of `decoder.py`. Means and variances are drawn as wide as any
-network could make them; the true value comes from `numpy_reference.py`'s quadrature.
+Means and variances are drawn as wide as any network could make them; the true value
+comes from NumPy's quadrature.
 """
 
 import math
-import re
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tinyddpm.decoder import log_decoder, sigma2_1, to_levels
 
-from tinyddpm import Schedule, linear_schedule
-from tinyddpm.workshop.pictures import to_float
+from tinyddpm import (
+    L_0,
+    Schedule,
+    linear_schedule,
+    log_decoder,
+    p_mean,
+    predict_x_0,
+    q_sample,
+    to_uint8,
+)
+from tinyddpm.bound import sigma2_1
 
+from ..helpers import SHAPE, WRONG_SHAPES, random_pictures, shape_refused
 from ..reference import numpy_reference as reference
+from ..strategies import normal
 
 LEVELS = torch.arange(256, dtype=torch.float64)
 # σ_1 from a hundredth of a level, where a bin is a step, to five times the range.
@@ -79,22 +88,55 @@ def test_the_end_bins_reach_to_infinity(level, mean):
     assert float(log_decoder(level, mean, 1e-4)) == 0.0
 
 
-def test_levels_are_read_from_every_float_that_stands_for_one():
-    """Section 3.3: x = v/127.5 - 1 gives v back, for all 256 levels and both dtypes."""
-    v = torch.arange(256, dtype=torch.uint8)
-    for dtype in (torch.float32, torch.float64):
-        assert torch.equal(to_levels(to_float(v, dtype)), LEVELS)
+def test_L_0_takes_its_mean_from_the_last_step():
+    """Eq. 13: μ_θ(x_1, 1), the mean of eq. 11, is x̂_0, and its variance σ_1².
+
+    Each number is compared with the quadrature of the density.
+    """
+    s = linear_schedule(40)
+    x_0, t = random_pictures(0, (3, 1, 2, 2)).double(), torch.ones(3).long()
+    x_1 = q_sample(s, x_0, t, normal(1, x_0.shape))
+    eps_hat = normal(2, x_0.shape)
+    mean, v = p_mean(s, x_1, t, eps_hat), to_uint8(x_0)
+    for sigma2 in ("beta", "beta_tilde"):
+        sigma = math.sqrt(sigma2_1(s, sigma2))
+        exact = [
+            -sum(
+                reference.log_bin_probability(int(level), float(m), sigma)
+                for level, m in zip(v[i].flatten(), mean[i].flatten(), strict=True)
+            )
+            for i in range(3)
+        ]
+        found = L_0(s, x_0, predict_x_0(s, x_1, t, eps_hat), sigma2)
+        torch.testing.assert_close(
+            found, torch.tensor(exact, dtype=torch.float64), rtol=1e-9, atol=0
+        )
 
 
-@pytest.mark.parametrize("x", [0.0, 1 + 2 / 255, -1.01, 0.5, math.nan, math.inf])
-def test_pictures_off_the_grid_are_refused(x):
-    """Eq. 13 needs 8-bit data: what lies between the levels or beyond is an error that
-    names it."""
-    picture = to_float(torch.full((1, 1, 2, 2), 7, dtype=torch.uint8))
-    picture[0, 0, 1, 1] = x
-    given = re.escape(str(float(picture[0, 0, 1, 1])))
-    with pytest.raises(ValueError, match=rf"8-bit pictures.* got x = {given}; .*uint8"):
-        to_levels(picture)
+# The mean lies on x, half a bin beside it, at the far end, or a thousand σ_1 away.
+@pytest.mark.parametrize("level", [0, 1, 128, 254, 255])
+@pytest.mark.parametrize("off", [0.0, 1 / 255, -1 / 255, 0.02, -2.0, 2.0, 10.0, -10.0])
+def test_the_gradient_of_the_decoder(level, off):
+    """∂L_0/∂x̂_0 is finite and is the central difference, at the two open ends too.
+
+    Eq. 13's bins are open at x = ±1: one of the two Φ is 0 or 1 whatever the mean.
+    h = σ_1/2000 leaves h²/6 of the third derivative (1e-7 of slopes of the size of the
+    distance in σ_1, over σ_1) and the rounding of L_0 over h.
+    """
+    s = linear_schedule(40)
+    sigma = math.sqrt(sigma2_1(s))
+    x_0 = torch.full((1, 1), level / 127.5 - 1, dtype=torch.float64)
+    x_0_hat = (x_0 + off).requires_grad_()
+    (slope,) = torch.autograd.grad(L_0(s, x_0, x_0_hat), x_0_hat)
+    assert bool(slope.isfinite().all())
+    h = sigma / 2000
+    ends = [float(L_0(s, x_0, x_0_hat.detach() + d)) for d in (h, -h)]
+    difference = (ends[0] - ends[1]) / (2 * h)
+    rounding = 2.0**-50 * (1 + abs(ends[0])) / h
+    away = (abs(off) + 1 / 255) / sigma
+    assert abs(difference - float(slope)) <= 1e-6 * (1 + away) / sigma + rounding
+    if 0 < level < 255 and off:  # it falls towards the bin, from either side
+        assert float(slope) * off > 0
 
 
 def test_the_decoders_variance():
@@ -107,13 +149,10 @@ def test_the_decoders_variance():
     assert sigma2_1(s, "fixedlarge") == float(s.beta_tilde[2])
     one = Schedule(torch.tensor([0.5]))
     assert sigma2_1(one, "beta") == 0.5
-    needs = (
-        r"^sigma2 = 'beta_tilde' needs T >= 2: .* beta_tilde_2, since beta_tilde_1 = 0"
-    )
-    with pytest.raises(ValueError, match=needs + "; with T = 1 use sigma2 = 'beta'$"):
-        sigma2_1(one, "beta_tilde")
-    with pytest.raises(ValueError, match="for T >= 2, 'fixedlarge', got 'fixedlarge'"):
-        sigma2_1(one, "fixedlarge")
+    for choice in ("beta_tilde", "fixedlarge"):
+        needs = "for T >= 2, 'fixedlarge' .which eq. 13 takes for 'beta_tilde' too"
+        with pytest.raises(ValueError, match=needs):
+            sigma2_1(one, choice)
     with pytest.raises(ValueError, match="must be 'beta', 'beta_tilde'"):
         sigma2_1(s, "gamma")
 
@@ -134,3 +173,18 @@ def test_the_papers_distortion_goes_with_its_decoder(choice, L_0):
     variance = sigma2_1(linear_schedule(), choice)
     bits = -log_decoder(level, mean, variance) / math.log(2)
     assert abs(float((p * bits).sum() / p.sum()) - L_0) < 0.01
+
+
+def test_sigma2_is_beta_unless_told():
+    """Section 3.2: σ_1² = β_1 is eq. 13's where none is named."""
+    s = linear_schedule(40)
+    x_0, x_0_hat = random_pictures(0, (2, 1, 2, 2)), normal(1, (2, 1, 2, 2))
+    assert torch.equal(L_0(s, x_0, x_0_hat), L_0(s, x_0, x_0_hat, "beta"))
+
+
+@pytest.mark.parametrize("shape", WRONG_SHAPES)
+def test_a_shape_that_merely_broadcasts_is_refused(shape):
+    """x̂_0 has the shape of x_0: one that broadcasts is of other pictures."""
+    x_0 = random_pictures(0, SHAPE)
+    with pytest.raises(ValueError, match=shape_refused("x_0_hat", shape)):
+        L_0(linear_schedule(40), x_0, torch.zeros(shape))
