@@ -30,6 +30,7 @@ from torch import Generator
 from tinyddpm import (
     Schedule,
     bits_per_dim,
+    constant_schedule,
     gradient_images,
     interpolate,
     linear_schedule,
@@ -40,6 +41,7 @@ from tinyddpm import (
     q_posterior,
     q_sample,
     q_step,
+    quadratic_schedule,
     rate_distortion,
     weight,
 )
@@ -203,6 +205,20 @@ def end_points() -> Figure:
     ax.set_ylim(0, 1.5)
     ax.set_yticks([0, 0.5, 1])
     ax.legend(loc="upper right", fontsize=9)
+    return fig
+
+
+@figure
+def other_schedules() -> Figure:
+    """√ᾱ_t of the three schedules of appendix B."""
+    fig, ax = axes(ylabel="√ᾱ_t for three schedules, T = 1000")
+    for s, color, label in (
+        (constant_schedule(), ORANGE, "constant"),
+        (paper(), BLUE, "linear"),
+        (quadratic_schedule(), GREEN, "quadratic"),
+    ):
+        ax.plot(s.alpha_bar.sqrt(), color=color, label=label)
+    ax.legend()
     return fig
 
 
@@ -478,7 +494,7 @@ def progress() -> np.ndarray:
 
 @figure
 def shared_x_t() -> np.ndarray:
-    """Figure 7 of the paper: x_0 ~ p_θ(x_0|x_t) for one frozen x_t, a row for each t."""
+    """Figure 7 of the paper: x_0 ~ p_θ(x_0|x_t) from one x_t, a row for each t."""
     s, size, n = toy(), 8, 6
     eps_theta = gradient_oracle(s, size, size)
     x_T = torch.randn(1, 3, size, size, generator=seeded(7))

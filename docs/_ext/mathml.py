@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw themselves: no script and no font to fetch."""
+"""Formulas as MathML, which browsers draw themselves: no script, no font to fetch."""
 
 from docutils import nodes
 from latex2mathml.converter import convert

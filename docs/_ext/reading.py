@@ -10,7 +10,7 @@ import os
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import figures
 import import_graph
@@ -190,7 +190,7 @@ class Mistakes(SphinxDirective):
 
 
 def spelled(who: str) -> str:
-    """Abbreviations of mistakes.py written out: S2:346 is line 346 of the third text."""
+    """Abbreviations of mistakes.py written out; the third text there is S2."""
     who = re.sub(r"\bS(\d)(:\d+)?", lambda m: f"Text {int(m[1]) + 1}", who)
     return re.sub(r"\b[A-Z][A-Z0-9]\b", lambda m: WHO.get(m[0], m[0]), who)
 
@@ -201,7 +201,7 @@ class Drawn(SphinxDirective):
     has_content = True
     required_arguments = 1
     final_argument_whitespace = True
-    option_spec = {"alt": directives.unchanged_required}
+    option_spec: ClassVar = {"alt": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
         panels = []
@@ -318,7 +318,7 @@ def write_module_pages(app: Sphinx) -> None:
     """A page for each module, in docs/source, which is not under version control."""
     place = Path(app.srcdir) / "source"
     keep = set()
-    for module, path in modules().items():
+    for module in modules():
         page = place / f"{module}.md"
         page.parent.mkdir(parents=True, exist_ok=True)
         text = f"# {module}.py\n\n```{{source}} {module}\n```\n"

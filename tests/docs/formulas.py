@@ -6,6 +6,7 @@ table "ᾱ" at t - 1. Numbers are NumPy arrays (B, D); t is (B, 1).
 """
 
 import ast
+import importlib
 import inspect
 import re
 import unicodedata
@@ -35,6 +36,7 @@ NOT_EXECUTED = {
     "time_embedding, ": "its sines and cosines stand for rows of them, by …; the paper "
     "has no formula for the network",
     "UNet, ": "a network, not a formula",
+    "quadratic_schedule, ": "a sentence: √β_t is linear in t",
 }
 
 LATEX = {
@@ -181,11 +183,10 @@ class Parser:
         return found[0].strip()
 
     def expression(self) -> Any:
-        kind, token = self.peek()
-        sign = -1 if token == "-" else 1
-        if token == "-":
+        negative = self.peek()[1] == "-"
+        if negative:
             self.take()
-        value = sign * self.term() if sign < 0 else self.term()
+        value = -self.term() if negative else self.term()
         while self.peek()[1] in ("+", "-") and self.peek()[0] == "op":
             minus = self.take() == "-"
             other = self.term()
@@ -438,11 +439,15 @@ def right_side(latex: str) -> str:
     return text.strip()
 
 
-def documented() -> list[str]:
-    """The functions of README's table."""
+def documented() -> dict[str, Callable[..., Any]]:
+    """The functions of README's table, by their names."""
     readme = (ROOT / "README.md").read_text("utf-8")
     table = readme.partition("| paper | function |")[2].partition("\n\n")[0]
-    return re.findall(r"\| `(\w+)` \|", table)
+    rows = re.findall(r"\| `(\w+)` \| \[(\w+)\.py\]", table)
+    return {
+        name: getattr(importlib.import_module(f"tinyddpm.{module}"), name)
+        for name, module in rows
+    }
 
 
 def pyobjects() -> list[tuple[str, str]]:

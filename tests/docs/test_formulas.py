@@ -16,7 +16,6 @@ import torch
 from hypothesis import given
 from torch import Tensor, nn
 
-import tinyddpm
 from tinyddpm import (
     EMA,
     L_T,
@@ -24,6 +23,7 @@ from tinyddpm import (
     L_simple,
     L_tm1,
     Schedule,
+    constant_schedule,
     interpolate,
     linear_schedule,
     p_mean,
@@ -44,6 +44,7 @@ from .formulas import NOT_EXECUTED, evaluate, page_formulas, right_side
 
 B, D, SIGMA = 4, 5, "beta"
 PAGE = page_formulas()
+DOCUMENTED = formulas.documented()
 
 
 def eps_theta(x_t: Tensor, t: Tensor) -> Tensor:
@@ -174,8 +175,7 @@ def with_hat(n: Numbers) -> dict[str, Any]:
 
 def decoder(n: Numbers) -> Tensor:
     """The probability of each level by the function, (B, D)."""
-    mean = p_mean(n.s, n.x_t, torch.ones(B).long(), eps_theta(n.x_t, torch.ones(B)))
-    return log_decoder(n.level, mean, 0.25)
+    return log_decoder(n.level, first_hat(n), 0.25)
 
 
 def edges() -> dict[str, Any]:
@@ -268,9 +268,12 @@ LOSS: Case = (NAMES, lambda n: D * L_simple(n.s, eps_theta, n.x_0, n.t, n.eps))
 X_0_HAT: Case = (NAMES, lambda n: predict_x_0(n.s, n.x_t, n.t, n.eps_hat))
 MIXED: Case = (ends, lambda n: mixed(n, 0.3))
 LINE: Case = (line, straight)
-FIRST_HAT: Callable[[Numbers], Tensor] = lambda n: p_mean(
-    n.s, n.x_t, torch.ones(B).long(), eps_theta(n.x_t, torch.ones(B))
-)
+
+
+def first_hat(n: Numbers) -> Tensor:
+    """μ_θ(x_1, 1) for random x_1."""
+    one = torch.ones(B, dtype=torch.long)
+    return p_mean(n.s, n.x_t, one, eps_theta(n.x_t, one))
 
 
 def ema_case(n: Numbers) -> dict[str, Any]:
@@ -286,7 +289,7 @@ def ema_value(n: Numbers) -> Tensor:
 def decoder_1(n: Numbers) -> Tensor:
     """L_0 with σ_1 = 0.5, for which the quadrature's tails do not underflow."""
     s = Schedule(torch.cat([torch.tensor([0.25]).double(), n.s.beta[2:]]))
-    return L_0(s, n.x_0, FIRST_HAT(n), SIGMA)[:, None]
+    return L_0(s, n.x_0, first_hat(n), SIGMA)[:, None]
 
 
 ON_THE_PAGE: dict[str, Case] = {
@@ -341,6 +344,10 @@ ON_THE_PAGE: dict[str, Case] = {
 
 IN_DOCSTRINGS: dict[tuple[str, str], Case] = {
     ("linear_schedule", "β_t"): LINE,
+    ("constant_schedule", "β_t"): (
+        lambda n: {"β": 0.2, "t": 1},
+        lambda n: constant_schedule(40, 0.2).beta[1:],
+    ),
     ("q_step", "q(x_t|x_{t-1})"): Q_STEP_LAW,
     ("q_step", "x_t"): Q_STEP,
     ("q_sample", "q(x_t|x_0)"): Q_SAMPLE_LAW,
@@ -361,7 +368,7 @@ IN_DOCSTRINGS: dict[tuple[str, str], Case] = {
     ("L_tm1", "="): EACH_TM1,
     ("L_0", "L_0"): (decoded, decoder_1),
     ("log_decoder", ""): (
-        lambda n: edges() | {"x": n.x_0.numpy(), "σ_1": 0.5, "μ": FIRST_HAT(n).numpy()},
+        lambda n: edges() | {"x": n.x_0.numpy(), "σ_1": 0.5, "μ": first_hat(n).numpy()},
         decoder,
     ),
     ("bits_per_dim", "L"): TOTAL,
@@ -397,7 +404,7 @@ def test_a_docstrings_formula_is_what_the_function_computes(where, seed):
     """Eq. 1 to 15: the docstring's formula, run, gives the function's numbers."""
     n = Numbers(seed)
     names, value = IN_DOCSTRINGS[where]
-    text = formulas.docstring_formulas(getattr(tinyddpm, where[0]))[where[1]]
+    text = formulas.docstring_formulas(DOCUMENTED[where[0]])[where[1]]
     agree(evaluate(text, names(n), whole=False), value(n))
 
 
@@ -406,8 +413,8 @@ def test_no_formula_is_left_out():
     listed with the reason why not."""
     assert set(PAGE) == set(ON_THE_PAGE) | {x for x in NOT_EXECUTED if x[0] == "("}
     found = set()
-    for name in formulas.documented():
-        for left in formulas.docstring_formulas(getattr(tinyddpm, name)):
+    for name, function in formulas.documented().items():
+        for left in formulas.docstring_formulas(function):
             found.add((name, left))
     listed = {tuple(x.split(", ", 1)) for x in NOT_EXECUTED if x[0] != "("}
     assert found - listed == set(IN_DOCSTRINGS)
@@ -425,7 +432,7 @@ MISTAKEN = {
 
 @pytest.mark.parametrize("label", MISTAKEN)
 def test_a_misprint_is_found(label):
-    """Eq. 4, 7, 11, 13, 15: a lost root, an index or a factor makes the numbers differ."""
+    """Eq. 4, 7, 11, 13, 15: without a root, index or factor the numbers differ."""
     old, new = MISTAKEN[label]
     latex = PAGE[label].replace(old, new, 1)
     assert latex != PAGE[label]
@@ -435,13 +442,16 @@ def test_a_misprint_is_found(label):
         agree(evaluate(right_side(latex), names(n)), value(n))
 
 
+LETTERS = {"a": 2.0, "b": 3.0, "c": 4.0, "d": 5.0}
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [("a b / c d", 2 * 3 / 4 * 5), ("√a b", math.sqrt(2) * 3), ("-a² + b", -1)],
 )
 def test_products_bind_from_the_left(text, value):
-    """The dialect: a b / c d is ((a b) / c) d, and a root reaches to the next factor."""
-    assert evaluate(text, dict(a=2.0, b=3.0, c=4.0, d=5.0)) == pytest.approx(value)
+    """The dialect: a b / c d is ((a b) / c) d; a root is of the next factor."""
+    assert evaluate(text, LETTERS) == pytest.approx(value)
 
 
 def test_prose_is_not_read_as_a_formula():

@@ -3,7 +3,6 @@
 import ast
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -35,7 +34,7 @@ def sections() -> list[str]:
     return re.split(r"\n(?=#{2,3} )", TEXT)
 
 
-@pytest.mark.parametrize("name", formulas.documented())
+@pytest.mark.parametrize("name", list(formulas.documented()))
 def test_each_row_of_the_table_has_a_section_and_a_figure_or_a_reason(name):
     """Eq. 1 to 15 and the algorithms: README's table and the page are one list."""
     shown = rf"\{{pyobject\}} [\w/]+:{name}(?:\.\w+)?\n"
@@ -152,4 +151,4 @@ def test_the_command_of_the_readme_is_that_of_conf():
     first = (DOCS / "conf.py").read_text(encoding="utf-8").splitlines()[0]
     assert "sphinx-build -W docs docs/_site" in first
     extras = (ROOT / "setup.cfg").read_text(encoding="utf-8")
-    assert "\ndocs =\n" in extras and Path(DOCS / "conf.py").exists()
+    assert "\ndocs =\n" in extras
