@@ -4,15 +4,20 @@ The files are written here by NumPy and Pillow, from the formats' definitions. R
 pictures are read where TINYDDPM_DATA names a folder that holds them.
 """
 
+import errno
+import functools
 import gzip
 import hashlib
 import io
 import lzma
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +28,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.strategies import seeds, share
+from tinyddpm.workshop import readers
 from tinyddpm.workshop.readers import (
     CIFAR10_RECORD,
     read_cifar10,
@@ -57,6 +63,9 @@ def npy_bytes(array):
     out = io.BytesIO()
     np.save(out, array, allow_pickle=array.dtype == object)
     return out.getvalue()
+
+
+WHOLE = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", ">i4"]  # NumPy's names
 
 
 def one_hot(labels, classes, dtype=np.float32):
@@ -137,13 +146,47 @@ def test_npy_pictures_are_read_back(path, seed, shape, order, version):
     st.integers(1, 9).flatmap(
         lambda K: st.tuples(st.just(K), st.lists(st.integers(0, K - 1), min_size=1))
     ),
-    st.sampled_from([np.uint8, np.float32, np.float64]),
+    st.sampled_from(["?", *WHOLE, "f2", "f4", "f8", ">f8"]),
+    st.sampled_from("CF"),
 )
-def test_one_hot_labels_are_read_back(path, case, dtype):
-    """Row k of the identity is class k, in each dtype."""
+def test_one_hot_labels_are_read_back(path, case, dtype, order):
+    """Row k of the identity is class k, in each dtype and order."""
     classes, labels = case
-    written(path, npy_bytes(one_hot(labels, classes, dtype)))
-    assert read_npy_labels(path).tolist() == labels
+    rows = np.asarray(one_hot(labels, classes, np.dtype(dtype)), order=order)
+    read = read_npy_labels(written(path, npy_bytes(rows)))
+    assert (read.dtype, read.tolist()) == (torch.long, labels)
+
+
+@given(
+    st.lists(st.integers(0, 127), min_size=1),
+    st.sampled_from(WHOLE),
+)
+def test_whole_numbers_are_classes(path, labels, dtype):
+    """(N,) whole numbers are the classes themselves, in each dtype; bool is 0 and 1."""
+    for given_labels in (labels, [label % 2 for label in labels]):
+        array = np.array(given_labels, dtype)
+        read = read_npy_labels(written(path, npy_bytes(array)))
+        assert (read.dtype, read.tolist()) == (torch.long, given_labels)
+    written(path, npy_bytes(array.astype(bool)))
+    assert read_npy_labels(path).tolist() == given_labels
+
+
+def test_an_npz_archive_is_refused_in_words(tmp_path):
+    """Several arrays in one file: which is meant cannot be known."""
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "a.npz", levels(0, 2, 4, 4, 3))
+        for read in (read_npy_images, read_npy_labels):
+            refused(
+                read, tmp_path / "a.npz", r"a\.npz is an \.npz archive.*numpy\.save"
+            )
+
+
+def test_a_missing_numpy_is_named_with_the_extra(tmp_path, monkeypatch):
+    """Without NumPy the error says which extra brings it."""
+    path = written(tmp_path / "a.npy", npy_bytes(levels(0, 1, 4, 4, 3)))
+    monkeypatch.setitem(sys.modules, "numpy", None)  # importing it fails
+    with pytest.raises(ModuleNotFoundError, match=r"numpy.*tinyddpm\[scripts\]"):
+        read_npy_images(path)
 
 
 def test_the_official_folder_is_read_in_order(tmp_path, monkeypatch):
@@ -220,7 +263,7 @@ def test_no_pickle_is_opened(tmp_path):
             refused(read, file, r"a\.bin")
     assert not marker.exists()
     file = written(tmp_path / "a.npy", objects)
-    refused(read_npy_images, file, r"a\.npy holds Python objects, which take a pickle")
+    refused(read_npy_images, file, r"a\.npy is no array of numbers.*Python objects")
 
 
 def read_photos(path):
@@ -343,6 +386,99 @@ def test_a_file_that_unpacks_to_more_than_it_says_is_not_unpacked(path):
     refused(read_idx_images, written(path, gzip.compress(data)), "got 21; it is dam")
 
 
+# What is too large, and what never ends, is not read
+
+
+def peak_memory(call):
+    """The most bytes that Python and NumPy held at once during call()."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [
+        ("cifar", "holds 2,147,483,648 bytes"),
+        ("idx images", "begins with 00000000"),
+        ("idx labels", "begins with 00000000"),
+        ("npy images", "no .npy file"),
+        ("npy labels", "no .npy file"),
+        ("photo", "cannot identify"),
+    ],
+)
+def test_a_huge_file_of_zeros_is_refused_by_its_size_or_header(tmp_path, kind, match):
+    """2 GiB of zeros (a sparse file) take less than 1 MiB of memory to refuse."""
+    path = written(tmp_path / "photos" / "zeros.bin", b"")
+    os.truncate(path, 1 << 31)
+    assert peak_memory(lambda: refused(READERS[kind], path, match)) < 1 << 20
+
+
+def test_a_count_is_held_against_the_size_before_a_byte_is_read(tmp_path):
+    """700,000 whole records (2 GiB) where 10,000 are expected."""
+    path = written(tmp_path / "zeros.bin", b"")
+    os.truncate(path, 700_000 * CIFAR10_RECORD)
+    read = functools.partial(read_cifar10_file, count=10_000)
+    assert peak_memory(lambda: refused(read, path, "expected 10,000 rec")) < 1 << 20
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes and devices are POSIX's")
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("what", ["pipe", "device", "folder"])
+def test_pipes_devices_and_folders_are_not_read(tmp_path, kind, what):
+    """A pipe would wait and /dev/zero go on for ever; both end in a sentence."""
+    path = tmp_path / "photos" / "a.bin"
+    path.parent.mkdir()
+    if what == "folder":
+        if kind == "photo":
+            return  # a sub-folder is where photos may lie
+        path.mkdir()
+        with pytest.raises(IsADirectoryError, match=r"a\.bin"):
+            READERS[kind](path)
+        return
+    if what == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    refused(READERS[kind], path, "a device or a pipe, expected a regular file")
+
+
+def test_a_gzipped_bomb_is_refused_by_its_header(path, monkeypatch):
+    """8 MiB of zeros in 8 KiB, as the header promises: no pictures shrink so far.
+
+    Unpacked by hand it is read, as the message says; and ordinary files shrink less.
+    """
+    monkeypatch.setattr(readers, "_MANY_BYTES", 1 << 20)
+    data = idx_bytes(np.zeros((8, 1024, 1024), np.uint8))
+    written(path, gzip.compress(data))
+    peak = peak_memory(lambda: refused(read_idx_images, path, "1[0-9]{3} times.*unp"))
+    assert peak < 1 << 18
+    assert read_idx_images(written(path, data)).shape == (8, 1, 1024, 1024)
+    data = idx_bytes(levels(0, 8, 1024, 1024))
+    assert read_idx_images(written(path, gzip.compress(data, 1))).sum() > 0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["idx images", "npy images", "npy labels"])
+def test_memory_is_that_of_the_pictures(path, kind, packed):
+    """A file of n bytes takes n bytes, and not two or three times as much.
+
+    The slack of 30 % is for a bytearray that grows, and for 64 KiB of buffers.
+    """
+    images = levels(0, 400, 64, 64, 3)
+    data = {
+        "idx images": idx_bytes(images[..., 0]),
+        "npy images": npy_bytes(images),
+        "npy labels": npy_bytes(np.eye(1000, dtype=bool)),
+    }[kind]
+    written(path, gzip.compress(data, 1) if packed and kind == "idx images" else data)
+    READERS[kind](path)  # what is imported on the way does not count
+    assert peak_memory(lambda: READERS[kind](path)) < 1.3 * len(data) + (1 << 16)
+
+
 @pytest.mark.parametrize(
     ("read", "data", "match"),
     [
@@ -369,18 +505,18 @@ def test_a_file_that_unpacks_to_more_than_it_says_is_not_unpacked(path):
         (
             read_npy_images,
             npy_bytes(levels(0, 2, 4, 4)),
-            r"holds torch.uint8 \(2, 4, 4",
+            r"holds uint8 \(2, 4, 4",
         ),
         (read_npy_images, npy_bytes(levels(0, 2, 4, 4, 2)), "C = 1 or 3"),
-        (read_npy_images, npy_bytes(np.zeros((1, 2, 2, 3), "f4")), "torch.float32"),
-        (read_npy_images, npy_bytes(np.zeros((1, 2, 2, 3), ">f4")), "has the header"),
-        (read_npy_images, npy_bytes(np.zeros((1, 2, 2, 3), "i8")), "has the header"),
+        (read_npy_images, npy_bytes(np.zeros((1, 2, 2, 3), "f4")), "float32"),
+        (read_npy_images, npy_bytes(np.zeros((1, 2, 2, 3), ">f4")), "holds >f4"),
+        (read_npy_images, npy_bytes(np.zeros((1, 2, 2, 3), "i8")), "holds int64"),
         (read_npy_images, npy_bytes(np.zeros((0, 2, 2, 3), "u1")), "promises"),
-        (read_npy_images, npy_bytes(np.zeros(3, [("a", "u1")])), "has the header"),
+        (read_npy_images, npy_bytes(np.zeros(3, [("a", "u1")])), "expected numbers"),
         (
             read_npy_labels,
             npy_bytes(np.zeros(3, "f4")),
-            r"holds \(3,\), expected labels",
+            r"holds float32 \(3,\), expected labels: whole numbers",
         ),
         (
             read_npy_labels,
@@ -403,6 +539,16 @@ def test_a_file_that_unpacks_to_more_than_it_says_is_not_unpacked(path):
             "row 0 is .2.0, 0.0",
         ),
         (read_npy_labels, npy_bytes(np.array([[1, np.nan]])), "row 0 is .1.0, nan"),
+        (read_npy_labels, npy_bytes(np.array([[True, True]])), "row 0 is .True, True"),
+        (read_npy_labels, npy_bytes(np.array([3, -1])), "row 1 is -1, expected a cl"),
+        (
+            read_npy_labels,
+            npy_bytes(np.array([0, 2**63], "u8")),
+            "row 1 is 92233720368",
+        ),
+        (read_npy_labels, npy_bytes(np.zeros((3, 0), "u1")), "it is empty"),
+        (read_npy_labels, npy_bytes(np.array(3)), r"holds int64 \(\), expected lab"),
+        (read_npy_labels, npy_bytes(np.array(["cat", "dog"])), "<U3, expected numbers"),
     ],
 )
 def test_the_error_says_what_is_wrong(path, read, data, match):
@@ -416,8 +562,8 @@ def test_the_error_says_what_is_wrong(path, read, data, match):
 @pytest.mark.parametrize("turn", [1, -1])
 def test_sub_folders_are_classes_and_names_give_the_order(tmp_path, monkeypatch, turn):
     """In whichever order the file system lists them: by path, a class a sub-folder."""
-    listed = Path.rglob
-    monkeypatch.setattr(Path, "rglob", lambda *a: sorted(listed(*a))[::turn])
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(listed(path))[::turn])
     names = ["a.png", "b.png", "daisy/c.png", "daisy/x/a.png", "rose/a.png"]
     for i in range(5):
         (tmp_path / names[i]).parent.mkdir(parents=True, exist_ok=True)
@@ -495,6 +641,154 @@ def test_every_8_bit_mode_becomes_rgb(tmp_path, mode):
     assert (images == 255).all()
 
 
+def only(folder, size=4, channels=3):
+    """The one photo of a folder, (H, W, channels)."""
+    images, _, _ = read_image_folder(folder, size, channels)
+    assert len(images) == 1
+    return images[0].permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("noise", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_transparent_is_white(tmp_path, noise, channels):
+    """A black sprite stays black, and no colour under alpha 0 is ever seen."""
+    array = np.zeros((8, 8, 4), np.uint8)
+    if noise:
+        array[..., :3] = levels(0, 8, 8, 3)
+        array[2:6, 2:6, :3] = 0
+    array[2:6, 2:6, 3] = 255
+    (tmp_path / "a.png").write_bytes(photo_bytes(array))
+    expected = np.full((8, 8, channels), 255)
+    expected[2:6, 2:6] = 0
+    np.testing.assert_array_equal(only(tmp_path, 8, channels), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])
+def test_every_kind_of_transparency_shows_the_white(tmp_path, mode):
+    """As a channel, as a palette's entry, as one colour: α·0 + (1 - α)·255 = 255."""
+    if mode in ("RGBA", "LA"):
+        photo = Image.new("RGBA", (4, 4), (0, 0, 0, 0)).convert(mode)
+        options = {}
+    else:
+        photo = Image.new(mode, (4, 4), 0)
+        options = {"transparency": (0, 0, 0) if mode == "RGB" else 0}
+    photo.save(tmp_path / "a.png", **options)
+    np.testing.assert_array_equal(only(tmp_path), np.full((4, 4, 3), 255))
+
+
+@given(st.integers(0, 255), st.integers(0, 255))
+def test_half_transparent_is_mixed_with_white(path, level, alpha):
+    """α·x + (1 - α)·255, to the rounding of 8 bits."""
+    array = np.full((4, 4, 4), level, np.uint8)
+    array[..., 3] = alpha
+    written(path, photo_bytes(array))
+    expected = alpha / 255 * level + (1 - alpha / 255) * 255
+    assert np.abs(only(path.parent) - expected).max() <= 1
+
+
+def png_bytes(width, height, depth, colour, rows):
+    """A PNG written by hand: its header, and the rows as one compressed chunk."""
+
+    def chunk(kind, data):
+        checked = kind + data
+        sum_ = zlib.crc32(checked).to_bytes(4, "big")
+        return len(data).to_bytes(4, "big") + checked + sum_
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("colour", [0, 2, 4, 6])
+def test_16_bits_a_channel_are_refused(tmp_path, depth, colour):
+    """Grey and colour, with and without alpha: half the bits would be lost unseen."""
+    samples = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    row = b"\0" + b"\xff" * (4 * samples * depth // 8)
+    (tmp_path / "a.png").write_bytes(png_bytes(4, 4, depth, colour, 4 * row))
+    if depth == 8:
+        assert (only(tmp_path) == 255).all()
+        return
+    with pytest.raises(ValueError, match=r"a\.png \(it has 16 bits a channel, exp"):
+        read_image_folder(tmp_path, 4)
+
+
+def test_a_long_thin_photo_is_refused_by_its_header(tmp_path):
+    """1 x 89,000,000 pixels in a few bytes: refused before any pixel is decoded."""
+    data = png_bytes(1, 89_000_000, 8, 0, b"\0\0")
+    (tmp_path / "thin.png").write_bytes(data)
+    with pytest.raises(ValueError, match=r"thin\.png \(it has 1 x 89,000,000 pixels"):
+        read_image_folder(tmp_path, 4)
+
+
+@given(seeds, st.integers(1, 9), st.integers(1, 9))
+def test_grey_photos_of_any_shape_are_read_back(path, seed, H, W):
+    """(N, 1, H, W): no pixel changes where nothing is to be resized."""
+    array = levels(seed, H, W)
+    written(path, photo_bytes(array))
+    images, _, _ = read_image_folder(path.parent, (H, W), channels=1)
+    np.testing.assert_array_equal(images.numpy(), array[None, None])
+    assert torch.equal(
+        read_image_folder(path.parent, (H, W))[0], images.expand(1, 3, -1, -1)
+    )
+
+
+def test_a_wide_photo_is_cropped_to_the_shape_asked_for(tmp_path):
+    """8 x 40 to (8, 16): the middle 16 columns."""
+    array = levels(0, 8, 40, 3)
+    (tmp_path / "a.png").write_bytes(photo_bytes(array))
+    np.testing.assert_array_equal(only(tmp_path, (8, 16)), array[:, 12:28])
+
+
+def test_linked_folders_and_files_count(tmp_path):
+    """A class that is a link to a folder elsewhere is a class, twice linked or not."""
+    real = tmp_path / "elsewhere"
+    written(real / "a.png", photo_bytes(RED))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    written(photos / "dogs" / "b.png", photo_bytes(RED))
+    for name in ("cats", "kittens"):
+        (photos / name).symlink_to(real)
+    (photos / "dogs" / "c.png").symlink_to(real / "a.png")
+    images, labels, classes = read_image_folder(photos, 4)
+    assert classes == ["cats", "dogs", "kittens"]
+    assert labels.tolist() == [0, 1, 1, 2]
+    assert len(images) == 4
+
+
+def test_a_loop_of_links_ends(tmp_path):
+    """A link to a folder above it holds nothing new, and is entered no second time."""
+    written(tmp_path / "cats" / "a.png", photo_bytes(RED))
+    (tmp_path / "cats" / "all").symlink_to(tmp_path)
+    (tmp_path / "cats" / "self").symlink_to(tmp_path / "cats")
+    _, labels, classes = read_image_folder(tmp_path, 4)
+    assert (labels.tolist(), classes) == ([0], ["cats"])
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    """What is missing is said: it may be a whole class."""
+    written(tmp_path / "a.png", photo_bytes(RED))
+    (tmp_path / "cats").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"1 of the 2.*cats \(it is a link to a file "):
+        read_image_folder(tmp_path, 4)
+
+
+def test_a_sub_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    """Its photos are not left out in silence."""
+    written(tmp_path / "open" / "a.png", photo_bytes(RED))
+    written(tmp_path / "private" / "b.png", photo_bytes(RED))
+    listed = os.listdir
+
+    def refuse(path):
+        if Path(path).name == "private":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)  # the superuser may read everything
+    with pytest.raises(PermissionError, match="private"):
+        read_image_folder(tmp_path, 4)
+
+
 def test_photos_that_do_not_decode_are_counted_and_named(tmp_path):
     """One bad file, and the whole folder is refused: none is left out in silence."""
     good = photo_bytes(levels(0, 50, 50, 3), "JPEG")
@@ -546,6 +840,10 @@ def test_an_empty_folder_or_size_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(photo_bytes(RED))
     with pytest.raises(ValueError, match="size 0"):
         read_image_folder(tmp_path, 0)
+    with pytest.raises(ValueError, match=r"size \(4, 0\)"):
+        read_image_folder(tmp_path, (4, 0))
+    with pytest.raises(ValueError, match="and 5 channels"):
+        read_image_folder(tmp_path, 4, channels=5)
 
 
 # Real pictures, where there are any

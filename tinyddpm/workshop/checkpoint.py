@@ -25,7 +25,7 @@ from .files import write_whole
 from .settings import plain
 
 FORMAT = "tinyddpm checkpoint 2"
-FIRST = "tinyddpm checkpoint 1"  # called config["max_norm"] config["clip"]
+FIRST = "tinyddpm checkpoint 1"  # had config["clip"] for "max_norm", and no `told`
 DIGEST = 32  # bytes
 CLASSES: dict[str, type[nn.Module]] = {"MLP": MLP, "UNet": UNet}
 ARGUMENTS: dict[str, dict[str, Any]] = {  # of their constructors, as they are kept
@@ -54,6 +54,8 @@ class Checkpoint:
         beta: β_1..β_T, (T,), float64: Schedule(beta) is the run's schedule.
         weights, ema: state_dicts of the network and of its moving average.
         optimiser: Adam's state_dict.
+        told: the rows of `state.Record.told`, (n, 13), float64.
+        data: tells the run's data by their content (`draws.CheckedDraw`), or None.
     """
 
     step: int
@@ -64,6 +66,8 @@ class Checkpoint:
     weights: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimiser: dict[str, Any]
+    told: Tensor
+    data: str | None
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -130,6 +134,8 @@ def _parts(path: Path, body: BinaryIO, size: int, device: str) -> dict[str, Any]
     version = saved.pop("format", None)
     if version == FIRST and isinstance(saved.get("config"), dict):
         saved["config"]["max_norm"] = saved["config"].pop("clip", 1.0)
+        saved["data"] = None
+        saved["told"] = torch.empty(0, 13, dtype=torch.float64)
     elif version != FORMAT:
         raise ValueError(
             f"{path} is a checkpoint of another version, this one reads "
@@ -203,6 +209,9 @@ def refuse_another_run(
         for part in ("network", "shape")
         if getattr(found, part) != getattr(now, part)
     ]
+    kinds = [(x.data or ":").split(":")[0] for x in (found, now)]
+    if kinds[0] == kinds[1] and found.data != now.data:
+        differ.append("the data: their pictures are not the same")
     if not torch.equal(found.beta, now.beta):
         differ.append("the schedule's beta")
     sizes = [{k: v.shape for k, v in x.weights.items()} for x in (found, now)]

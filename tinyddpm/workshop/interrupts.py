@@ -15,7 +15,10 @@ from .processes import rank, world
 
 @contextmanager
 def signals(on: bool) -> Iterator[list[int]]:
-    """Notes SIGINT and SIGTERM in the list it yields; a second one ends the process.
+    """Notes in the list it yields that the run is to end; a second signal ends it.
+
+    Beside SIGINT and SIGTERM these are SIGHUP and SIGUSR1, which batch systems send,
+    where nothing else is to be done with them.
 
     Not so under torchrun, which sends a signal of its own after the terminal's: with
     several processes every one of them is noted, and the run still saved.
@@ -37,7 +40,10 @@ def signals(on: bool) -> Iterator[list[int]]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    others = [getattr(signal, name, None) for name in ("SIGHUP", "SIGUSR1")]
+    free = [n for n in others if n and signal.getsignal(n) == signal.SIG_DFL]
+    numbers = [signal.SIGINT, signal.SIGTERM, *free]
+    before = {n: signal.signal(n, note) for n in numbers}
     try:
         yield caught
     finally:

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.optim import Adam
 
 from ..data import Draw
-from ..sampler import asked
-from ..schedule import Schedule, same_shape
+from ..schedule import Schedule
 from ..train import EMA, L_simple, algorithm_1, random_seed
+from .draws import CheckedDraw
 from .files import only_run
 from .interrupts import signals, trouble_explained
 from .processes import parts, rank, world
 from .settings import TrainConfig
 from .speed import faster, unwrapped
-from .state import Record, State
+from .state import Record, State, tell
 
 
 def fit(
@@ -71,14 +71,20 @@ def fit(
         signals(checkpoint is not None) as caught,
         ExitStack() as stack,
     ):
-        shape = first_batch(plain, draw(B, Generator(device)), B)
+        data = CheckedDraw(draw, plain, B)
+        if not data.below_0:
+            tell(
+                "no number of the first batch is below 0: pictures are to be scaled to "
+                "[-1, 1], not to [0, 1]"
+            )
+        say_what_is_short(config)
         if checkpoint is not None and rank() == 0:
             stack.enter_context(only_run(checkpoint))
-        state = State(s, plain, ema.net, optimiser, config, shape, checkpoint)
-        state.begin(resume)
+        state = State(s, plain, ema.net, optimiser, config, data, checkpoint)
+        state.begin(resume, log)
         eps_theta.train()
         for step, _ in algorithm_1(
-            *(s, eps_theta, checked(draw, shape), config, ema, optimiser),
+            *(s, eps_theta, data, config, ema, optimiser),
             first=state.step + 1,
             gradient=in_pieces(shares, state, device),
         ):
@@ -131,39 +137,21 @@ def seed_masks(seed: int, step: int, device: torch.device) -> None:
         torch.default_generator.manual_seed(masks)
 
 
-def checked(draw: Draw, shape: tuple[int, ...]) -> Draw:
-    """`draw`, with each batch held to what the first one was."""
-
-    def draw_checked(B: int, generator: Generator | None) -> tuple[Tensor, ...]:
-        batch = draw(B, generator)
-        x_0 = batch[0]
-        if x_0.shape != (B, *shape) or not x_0.is_floating_point():
-            raise ValueError(
-                f"draw({B}, generator) gave {x_0.dtype} {tuple(x_0.shape)}, expected "
-                f"floating point {(B, *shape)}, as in its first batch"
-            )
-        return batch
-
-    return draw_checked
-
-
-def first_batch(net: nn.Module, batch: tuple[Tensor, ...], B: int) -> tuple[int, ...]:
-    """(C, H, W) of the data, if they lie in [-1, 1] and fit the network."""
-    x_0, *c = batch
-    if not x_0.is_floating_point() or len(x_0) != B:
-        raise ValueError(
-            f"draw({B}, generator) must give {B} pictures as floating point, got "
-            f"{x_0.dtype} {tuple(x_0.shape)}"
+def say_what_is_short(config: TrainConfig) -> None:
+    """Tells of settings that are made for a longer run than this one."""
+    left = config.ema**config.steps
+    if left > 0.05:
+        tell(
+            f"after {config.steps} steps the moving average will still hold {left:.0%} "
+            f"of the initial weights; for so short a run give an ema of about "
+            f"{max(0.0, 1 - 5 / config.steps):.4g} instead of {config.ema:g}"
         )
-    if not bool((x_0.abs() <= 1).all()):  # also for nan
-        raise ValueError(
-            f"pictures must lie in [-1, 1], got {float(x_0.min()):g} to "
-            f"{float(x_0.max()):g}; to_float scales 8-bit pictures"
+    if config.warmup >= config.steps:
+        tell(
+            f"the learning rate is warmed up over {config.warmup} steps, but the run "
+            f"has {config.steps}; for so short a run give a warmup of about "
+            f"{config.steps // 20}"
         )
-    t = torch.ones(1, dtype=torch.long, device=x_0.device)
-    eps_hat = asked(net)(x_0[:1], t, *(y[:1] for y in c))
-    same_shape("eps_theta(x_t, t)", eps_hat, x_0[:1])
-    return tuple(x_0.shape[1:])
 
 
 @contextmanager

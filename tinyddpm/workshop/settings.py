@@ -38,7 +38,7 @@ class TrainConfig(Hyperparameters):
     # dropout masks, which micro-batches and a compiled network draw in another order.
     # All else must be as in the checkpoint.
     may_change: ClassVar[tuple[str, ...]] = (
-        *("steps", "log_every", "save_every"),
+        *("steps", "log_every", "save_every", "lr", "max_norm"),
         *("micro_batch", "channels_last", "compile"),
     )
 
