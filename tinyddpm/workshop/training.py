@@ -25,7 +25,7 @@ from ..data import drawer, to_uint8
 from ..sampler import sample
 from ..schedule import linear_schedule
 from ..unet import UNet
-from .datasets import Pictures, padded, read_pictures
+from .datasets import Pictures, hold_out, padded, read_pictures
 from .pictures import grid, save_png
 from .progress import Progress
 from .run import fit
@@ -44,6 +44,7 @@ class Config(PictureConfig):
     names: Annotated[tuple[str, ...], "of the classes; else the sub-folders'"] = ()
     classes: Annotated[bool, "learn the classes, where there are some"] = True
     flip: Annotated[bool, "mirror each picture with probability 1/2"] = False
+    held_out: Annotated[int, "pictures not to train on, for examples/score.py"] = 0
 
     may_change = (*PictureConfig.may_change, "labels", "names")
 
@@ -98,7 +99,12 @@ def read(c: Config) -> Pictures:
     H, W = (-(-n // factor) * factor for n in found.images.shape[2:])
     if tuple(found.images.shape[2:]) != (H, W):
         print(f"black pixels are put around each picture, to {H}x{W}")
-    return found._replace(images=padded(found.images, (H, W), c.data))
+    found = found._replace(images=padded(found.images, (H, W), c.data))
+    if c.held_out == 0:
+        return found
+    kept, _ = hold_out(c.held_out, len(found.images))
+    labels = None if found.labels is None else found.labels[kept]
+    return found._replace(images=found.images[kept], labels=labels)
 
 
 def save_grid(
