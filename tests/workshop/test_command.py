@@ -303,6 +303,17 @@ def test_wrong_flags_end_in_a_sentence(
     assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
 
 
+@pytest.mark.parametrize("command", ["sample", "interpolate", "bound"])
+def test_a_renamed_flag_says_its_new_name(checkpoint, command, capsys):
+    """--clip of earlier versions clamped x̂_0: exit status 2, and what it is called."""
+    data = [] if command == "sample" else ["--data", "gradients"]
+    with pytest.raises(SystemExit) as ended:
+        run(command, checkpoint, *data, "--clip")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith("error: --clip is now called --clip-x-0")
+
+
 def test_a_damaged_checkpoint_or_a_folder_in_a_file_is_refused(
     checkpoint, tmp_path, capfd
 ):

@@ -64,13 +64,13 @@ def trouble_explained(batch: int, micro_batch: int | None) -> Iterator[None]:
         said = str(error)
         if out_of_memory(error):
             now = min(micro_batch or batch, batch // world())
-            lower = "--batch"
+            pictures, lower = "one picture", "--batch"
             if now > 1:
+                pictures = f"{now} pictures"
                 lower = f"--micro-batch (the batch stays {batch}: gradients add up)"
             raise torch.OutOfMemoryError(
-                f"out of memory with {now if now > 1 else 'one'} "
-                f"picture{'s' if now > 1 else ''} at a time; give a lower {lower}, or "
-                f"a narrower network. PyTorch said: {said}"
+                f"out of memory with {pictures} at a time; give a lower {lower}, or a "
+                f"narrower network. PyTorch said: {said}"
             ) from error
         if isinstance(error, dist.DistError) or (world() > 1 and "onnection" in said):
             raise ConnectionError(
