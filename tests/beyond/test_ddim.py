@@ -124,6 +124,7 @@ def test_all_steps_with_eta_1_are_algorithm_2(s, seed):
     found = list(ddim_loop(*args, uniform_steps(s.T, s.T), g, eta=1.0))
     expected = list(p_sample_loop(*args, same, "beta_tilde"))
     assert [t for t, _, _ in found] == [t for t, _, _ in expected]
+    assert torch.equal(g.get_state(), same.get_state())  # no noise in the last step
     for (_, *of_ddim), (_, *of_p) in zip(found, expected, strict=True):
         torch.testing.assert_close(of_ddim, of_p, rtol=0, atol=1e-7)
 
