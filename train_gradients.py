@@ -3,12 +3,11 @@
     python train_gradients.py
     python train_gradients.py --height 5 --width 5 --steps 2000
 
-The least loss that any network can reach is known exactly for these pictures, and so is
-the network that reaches it (`tinyddpm/beyond/oracle.py`): what is printed at the end is
-held against both. In --out: samples.png, real and generated pictures; strip.png, the
+For these pictures the least loss that any network can reach is known exactly, and so is
+the network that reaches it (`tinyddpm/beyond/oracle.py`). What is printed at the end
+stands beside both. In --out: samples.png, real and generated pictures; strip.png, the
 forward process above the reverse one; loss.png, the loss curve with that floor;
-figures.json; live.html, a page on which the trained network runs Algorithm 2 in a
-browser.
+figures.json; live.html, a page on which the network runs Algorithm 2 in a browser.
 """
 
 import sys
@@ -78,7 +77,7 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(c.seed)
     net = MLP((3, c.height, c.width), c.hidden, c.depth).to(device)
     floor = gradient_floor(s, c.height, c.width)
-    progress = Progress(out, c, net, args.resume, floor)
+    progress = Progress(out, c, net, floor)
     ema = fit(s, net, draw, c, progress, out / "checkpoint.pt", args.resume).cpu()
 
     progress.figures |= figures(s, ema, floor, c)

@@ -6,6 +6,7 @@ this are noisy, so a time can say nothing about the code.
 """
 
 import os
+import sys
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -24,3 +25,8 @@ settings.load_profile(PROFILE)
 
 # The tensors here are small: a second thread costs more to wake than it saves.
 torch.set_num_threads(1)
+
+# These kill processes, fork them or bound the size of their files.
+if sys.platform == "win32":
+    names = ("checkpoint", "distributed", "kill")
+    collect_ignore = [f"workshop/test_{name}.py" for name in names]

@@ -5,7 +5,7 @@ coding, and the networks mlp and unet. `import tinyddpm` loads these alone. Its 
 `workshop.run.fit`: `train.fit` with checkpoints, a log and several processes around it.
 """
 
-import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from .bound import (
@@ -48,6 +48,10 @@ __all__ = [
     "send", "time_embedding", "to_float", "to_uint8", "weight",
 ]
 # fmt: on
+try:
+    __version__ = importlib.metadata.version("tinyddpm")
+except importlib.metadata.PackageNotFoundError:  # a clone that is not installed
+    __version__ = "0+unknown"
 
 
 def __getattr__(name: str) -> Any:

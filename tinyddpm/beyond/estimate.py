@@ -85,8 +85,11 @@ def draw_t(
 ) -> tuple[Tensor, Tensor]:
     """Each picture's t, and what its term counts for: (N, 1 + draws) both, t = 1 first
 
-    P(t) is in proportion to 1/t, and each term counts for 1 / (draws P(t)). Draw k is
-    from the k-th of `draws` equally likely parts of 2..T.
+    P(t) is in proportion to t^-1.5, about as L_{t-1} falls in table 4, and each term
+    counts for 1 / (draws P(t)). On the toy with its exact predictor (5x5, 48 pictures)
+    one draw then has a standard deviation of 0.55 bits/dim at T = 100 and 0.61 at
+    T = 1000; with 1/t it has 1.32 and 0.75, with t^-2 0.39 and 1.92. Draw k is from the
+    k-th of `draws` equally likely parts of 2..T.
     """
     every = torch.arange(1, s.T + 1, device=x_0.device)
     if draws is None:
@@ -94,7 +97,7 @@ def draw_t(
         return t, torch.ones_like(t, dtype=torch.float64)
     if draws < 1 or s.T == 1:
         raise ValueError(f"draws must be >= 1, of t = 2..T, got {draws} and T = {s.T}")
-    P = every[1:].double().reciprocal()
+    P = every[1:].double() ** -1.5
     P /= P.sum()
     part = torch.arange(draws, device=x_0.device)
     u = P.new_empty(len(x_0), draws).uniform_(generator=generator)

@@ -16,6 +16,8 @@ KINDS: dict[str, Any] = {
     "weights": dict,
     "ema": dict,
     "optimiser": dict,
+    "told": Tensor,
+    "data": str | None,
 }
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -69,6 +71,9 @@ def _problems_of_tensors(saved: dict[str, Any], size: int) -> Iterator[str]:
     beta = saved["beta"]
     if beta.dtype != torch.float64 or beta.ndim != 1 or not _lies_in(beta, size):
         yield f"its beta is {_named(beta)}"
+    told = saved["told"]
+    if told.dtype != torch.float64 or told.ndim != 2 or told.shape[1] != 13:
+        yield f"its told is {_named(told)}"
     for name in ("weights", "ema"):
         for key, value in saved[name].items():
             if not isinstance(value, Tensor) or not _lies_in(value, size):

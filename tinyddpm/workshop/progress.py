@@ -1,11 +1,10 @@
 """What a script shows and keeps of its training: a bar, a JSON of figures, a curve.
 
-What lives here: what is done with each `Record` of `fit`, and the errors that end a
-script with a sentence. What does not: training itself (`train.py`). Needs the extra
-[scripts].
+It needs the extra [scripts].
 """
 
 import dataclasses
+import io
 import json
 import platform
 import sys
@@ -36,16 +35,18 @@ MENDABLE = (
 class Progress:
     """The `log` of `fit`: a progress bar with the loss; figures.json, loss.png.
 
-    Ten times in a run it prints L_simple by tenths of t, under the least that any
-    network can reach where that is known: the loss is large at small t and small at
-    large t for the best network too, so its mean alone does not tell a good one.
+    Soon after the start it says what the whole will take, and ten times in a run it
+    prints L_simple by tenths of t, under the least that any network can reach where
+    that is known: the loss is large at small t and small at large t for the best
+    network too, so its mean alone does not tell a good one. Where the output is no
+    terminal, a line a minute stands for the bar.
 
     Args:
         folder: what is written goes there.
         config: kept in figures.json; config.steps is the bar's length.
         net: its parameters are counted.
-        resume: go on with the losses that figures.json holds.
         floor: the least L_simple at t = 0..T, as `oracle` gives it, or None.
+        calls: the network calls for the samples that follow, of how many pictures each.
     """
 
     def __init__(
@@ -53,8 +54,8 @@ class Progress:
         folder: str | Path,
         config: TrainConfig,
         net: nn.Module,
-        resume: bool = False,
         floor: Tensor | None = None,
+        calls: tuple[int, int] = (0, 0),
     ) -> None:
         from tqdm import tqdm
 
@@ -64,7 +65,6 @@ class Progress:
             T = len(floor) - 1
             self.least = float(floor[1:].mean())
             self.floor = by_tenth(T, torch.arange(1, T + 1), floor[1:])
-        self.began = time.perf_counter()
         self.figures: dict[str, Any] = {
             "config": dataclasses.asdict(config),
             "parameters": sum(p.numel() for p in net.parameters()),
@@ -72,39 +72,53 @@ class Progress:
             "seconds": 0.0,
             "losses": [],  # [step, L_simple, its mean in each tenth of t]
         }
-        if resume and self._path.exists():
-            try:
-                kept = json.loads(self._path.read_text(encoding="utf-8"))
-                self.figures |= {key: kept[key] for key in ("seconds", "losses")}
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{self._path} is damaged ({error}); move it away, and the figures "
-                    f"begin anew where the checkpoint goes on"
-                ) from error
-        self.before = float(self.figures["seconds"])
+        self.calls, self.first = calls, True
+        self.began = self.spoke = time.perf_counter()
         # no thread of tqdm's own: it would outlive a fork, and a bar needs none
         tqdm.monitor_interval = 0
         self.bar = tqdm(total=config.steps, unit="step", disable=None, mininterval=0.5)
 
-    @property
-    def _path(self) -> Path:
-        return self.folder / "figures.json"
-
     def __call__(self, r: Record) -> None:
-        # steps that a killed run took after its last checkpoint are taken again
-        losses = [row for row in self.figures["losses"] if row[0] < r.step]
-        losses.append([r.step, r.loss, [x if x == x else None for x in r.by_tenth]])
-        self.figures["losses"] = losses
-        self.figures["seconds"] = self.before + time.perf_counter() - self.began
+        self.figures["losses"] = [
+            [int(step), loss, [x if x == x else None for x in tenths]]
+            for step, _, loss, *tenths in r.told
+        ]
+        self.figures["seconds"] = r.told[-1][1]
         self.bar.set_postfix_str(f"L_simple {r.loss:.4f}", refresh=False)
-        if self.bar.n == 0:  # of a resumed run the bar times what is new
+        if self.first:  # of a resumed run the bar times what is new
             self.bar.initial = self.bar.n = max(0, r.step - self.config.log_every)
         self.bar.update(r.step - self.bar.n)
+        self._say_when(r)
         tenth = max(1, self.config.steps // 10 // self.config.log_every)
         if (r.step // self.config.log_every) % tenth == 0 or self._last(r):
             self.bar.write(self._by_tenth(r), file=sys.stdout)
-        if r.saved:  # what is told and what is resumed from go together
+        if r.saved:
             self.save()
+
+    def _say_when(self, r: Record) -> None:
+        """What the whole will take, once; then a line a minute, if there is no bar."""
+        now = time.perf_counter()
+        if self.first:
+            self.at = r.step - min(r.step, self.config.log_every), self.began
+        per_step = (now - self.at[1]) / max(1, r.step - self.at[0])
+        left = per_step * (self.config.steps - r.step)
+        if self.first and not self._last(r):
+            n, pictures = self.calls  # a call without gradients: a third of a step
+            drawing = per_step / 3 * n * max(1.0, pictures / self.config.batch)
+            more = f", and the samples about {_time(drawing)}" if n else ""
+            self.bar.write(
+                f"the {self.config.steps - r.step} steps to come take about "
+                f"{_time(left)}{more}; Ctrl-C saves, and --resume goes on",
+                file=sys.stdout,
+            )
+        elif self.bar.disable and now - self.spoke > 60:
+            self.spoke = now
+            print(
+                f"step {r.step} of {self.config.steps}: L_simple {r.loss:.4f}, "
+                f"{1 / per_step:.3g} steps/s, {_time(left)} left",
+                flush=True,
+            )
+        self.first = False
 
     def _last(self, r: Record) -> bool:
         return r.step == self.config.steps
@@ -122,23 +136,42 @@ class Progress:
 
     def save(self) -> None:
         """Writes figures.json; `figures` may be added to before."""
-        with write_whole(self._path) as file:
+        with write_whole(self.folder / "figures.json") as file:
             file.write(json.dumps(self.figures, indent=1).encode())
 
     def close(self) -> None:
         """Ends the bar, writes figures.json, and draws loss.png."""
         self.bar.close()
         self.save()
-        if self.figures["losses"]:  # none where a finished run is resumed
+        if self.figures["losses"]:  # none in a checkpoint of an earlier version
             steps, losses, _ = zip(*self.figures["losses"], strict=True)
             save_loss_plot(self.folder / "loss.png", steps, losses, self.least)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def speak_any_terminal() -> None:
+    """Letters that an output cannot show, as σ in cp1252, become question marks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager
 def errors_as_sentences() -> Iterator[None]:
     """What the user can mend ends a script with a sentence, not with a traceback."""
+    speak_any_terminal()
     try:
         yield
+    except KeyboardInterrupt:
+        print(f"\n{_script()}: interrupted", file=sys.stderr)
+        sys.exit(130)
     except ModuleNotFoundError as error:
         sys.exit(
             f"{_script()}: {error}; install the extra [scripts], as the README says"

@@ -6,28 +6,25 @@ processes stay the same. On a GPU no deterministic kernels are asked for: a sum 
 round otherwise each time, and the difference grows with the steps.
 """
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.optim import Adam
 
 from ..data import Draw
-from ..sampler import asked
-from ..schedule import Schedule, same_shape
+from ..schedule import Schedule
 from ..train import EMA, L_simple, algorithm_1, random_seed
+from .draws import CheckedDraw
 from .files import only_run
+from .interrupts import signals, trouble_explained
 from .processes import parts, rank, world
 from .settings import TrainConfig
 from .speed import faster, unwrapped
-from .state import Record, State
+from .state import Record, State, tell
 
 
 def fit(
@@ -70,16 +67,24 @@ def fit(
     )
     with (
         rng_left_alone(device),
-        only_run(checkpoint) if checkpoint and rank() == 0 else nullcontext(),
         trouble_explained(B, config.micro_batch),
         signals(checkpoint is not None) as caught,
+        ExitStack() as stack,
     ):
-        shape = first_batch(plain, draw(B, Generator(device)), B)
-        state = State(s, plain, ema.net, optimiser, config, shape, checkpoint)
-        state.begin(resume)
+        data = CheckedDraw(draw, plain, B)
+        if not data.below_0:
+            tell(
+                "no number of the first batch is below 0: pictures are to be scaled to "
+                "[-1, 1], not to [0, 1]"
+            )
+        say_what_is_short(config)
+        if checkpoint is not None and rank() == 0:
+            stack.enter_context(only_run(checkpoint))
+        state = State(s, plain, ema.net, optimiser, config, data, checkpoint)
+        state.begin(resume, log)
         eps_theta.train()
         for step, _ in algorithm_1(
-            *(s, eps_theta, checked(draw, shape), config, ema, optimiser),
+            *(s, eps_theta, data, config, ema, optimiser),
             first=state.step + 1,
             gradient=in_pieces(shares, state, device),
         ):
@@ -132,39 +137,21 @@ def seed_masks(seed: int, step: int, device: torch.device) -> None:
         torch.default_generator.manual_seed(masks)
 
 
-def checked(draw: Draw, shape: tuple[int, ...]) -> Draw:
-    """`draw`, with each batch held to what the first one was."""
-
-    def draw_checked(B: int, generator: Generator | None) -> tuple[Tensor, ...]:
-        batch = draw(B, generator)
-        x_0 = batch[0]
-        if x_0.shape != (B, *shape) or not x_0.is_floating_point():
-            raise ValueError(
-                f"draw({B}, generator) gave {x_0.dtype} {tuple(x_0.shape)}, expected "
-                f"floating point {(B, *shape)}, as in its first batch"
-            )
-        return batch
-
-    return draw_checked
-
-
-def first_batch(net: nn.Module, batch: tuple[Tensor, ...], B: int) -> tuple[int, ...]:
-    """(C, H, W) of the data, if they lie in [-1, 1] and fit the network."""
-    x_0, *c = batch
-    if not x_0.is_floating_point() or len(x_0) != B:
-        raise ValueError(
-            f"draw({B}, generator) must give {B} pictures as floating point, got "
-            f"{x_0.dtype} {tuple(x_0.shape)}"
+def say_what_is_short(config: TrainConfig) -> None:
+    """Tells of settings that are made for a longer run than this one."""
+    left = config.ema**config.steps
+    if left > 0.05:
+        tell(
+            f"after {config.steps} steps the moving average will still hold {left:.0%} "
+            f"of the initial weights; for so short a run give an ema of about "
+            f"{max(0.0, 1 - 5 / config.steps):.4g} instead of {config.ema:g}"
         )
-    if not bool((x_0.abs() <= 1).all()):  # also for nan
-        raise ValueError(
-            f"pictures must lie in [-1, 1], got {float(x_0.min()):g} to "
-            f"{float(x_0.max()):g}; to_float scales 8-bit pictures"
+    if config.warmup >= config.steps:
+        tell(
+            f"the learning rate is warmed up over {config.warmup} steps, but the run "
+            f"has {config.steps}; for so short a run give a warmup of about "
+            f"{config.steps // 20}"
         )
-    t = torch.ones(1, dtype=torch.long, device=x_0.device)
-    eps_hat = asked(net)(x_0[:1], t, *(y[:1] for y in c))
-    same_shape("eps_theta(x_t, t)", eps_hat, x_0[:1])
-    return tuple(x_0.shape[1:])
 
 
 @contextmanager
@@ -172,63 +159,3 @@ def rng_left_alone(device: torch.device) -> Iterator[None]:
     """The caller's random numbers go on afterwards as if nothing had been drawn."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
-
-
-@contextmanager
-def signals(on: bool) -> Iterator[list[int]]:
-    """Notes SIGINT and SIGTERM in the list it yields; a second one ends the process.
-
-    Not so under torchrun, which sends a signal of its own after the terminal's: with
-    several processes every one of them is noted, and the run still saved.
-    """
-    caught: list[int] = []
-    if not on or threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def note(number: int, _: Any) -> None:
-        name = signal.Signals(number).name
-        if rank() == 0:  # not print: it may have been interrupted itself
-            os.write(2, f"\n{name}: finishing the step and saving\n".encode())
-        caught.append(number)
-        if world() == 1:
-            restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        restore()
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether that is it: on a CPU PyTorch has no error of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "alloc_cpu" in str(error)
-
-
-@contextmanager
-def trouble_explained(batch: int, micro_batch: int | None) -> Iterator[None]:
-    """Out of memory: which flag to lower. Another process gone: how to go on."""
-    try:
-        yield
-    except RuntimeError as error:
-        said = str(error)
-        if out_of_memory(error):
-            now = min(micro_batch or batch, batch // world())
-            lower = f"lower --micro-batch (the batch stays {batch}: gradients add up)"
-            raise torch.OutOfMemoryError(
-                f"out of memory with {now} pictures at a time; give a "
-                f"{lower if now > 1 else 'lower --batch'}, or a narrower network. "
-                f"PyTorch said: {said}"
-            ) from error
-        if isinstance(error, dist.DistError) or (world() > 1 and "onnection" in said):
-            raise ConnectionError(
-                f"process {rank()} lost touch with the {world() - 1} others, so one of "
-                f"them has ended; go on from the last checkpoint with --resume "
-                f"(torchrun --max-restarts=N does so by itself). PyTorch said: {said}"
-            ) from error
-        raise

@@ -1,12 +1,9 @@
-"""The state of a run of Algorithm 1: what is kept, resumed, looked at and told.
-
-What lives here: when the loss is fetched from the device, what a non-finite number
-does, and what goes into a checkpoint and comes back out. What does not: the algorithm
-(`train.py`) and the file (`checkpoint.py`).
-"""
+"""The state of a run of Algorithm 1: what is kept, resumed, looked at and told."""
 
 import dataclasses
+import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +19,7 @@ from .checkpoint import (
     refuse_another_run,
     save_checkpoint,
 )
+from .draws import CheckedDraw
 from .processes import any_process, gather, rank, wait_for_all
 from .settings import TrainConfig
 
@@ -48,6 +46,8 @@ class Record(NamedTuple):
         by_tenth: the same by tenths of t (see `by_tenth`).
         ema: the moving average as a network; to sample from it changes nothing.
         saved: whether a checkpoint was just made of this step, if there is a file.
+        told: a row for each time that `fit` told something, of the whole run, also of
+            the part before it was resumed: [step, seconds, loss, *by_tenth].
     """
 
     step: int
@@ -55,6 +55,7 @@ class Record(NamedTuple):
     by_tenth: list[float]
     ema: nn.Module
     saved: bool
+    told: list[list[float]]
 
 
 class State:
@@ -67,18 +68,23 @@ class State:
         ema: nn.Module,
         optimiser: torch.optim.Optimizer,
         config: TrainConfig,
-        shape: tuple[int, ...],
+        data: CheckedDraw,
         path: str | Path | None,
     ) -> None:
         self.s, self.net, self.ema, self.optimiser = s, net, ema, optimiser
-        self.config, self.shape = config, shape
+        self.config, self.data = config, data
         self.path = None if path is None else Path(path)
         self.step, self.saved = 0, -1  # steps done; the last one saved
         self.unread: list[tuple[int, Tensor, Tensor]] = []  # (step, t, loss)
+        self.told: list[list[float]] = []  # as in Record
+        self.began = time.perf_counter()
 
-    def begin(self, resume: bool) -> None:
+    def begin(self, resume: bool, log: Callable[[Record], None] | None) -> None:
         """Goes on from the checkpoint, or saves step 0, so that a folder that cannot
-        be written, or a disk too small, shows before any work is done."""
+        be written, or a disk too small, shows before any work is done.
+
+        Where the checkpoint is of the last step, `log` gets the last record again.
+        """
         if self.path is None:
             return
         exists = self.path.exists()
@@ -89,9 +95,9 @@ class State:
             )
         if exists:
             self._restore(load_checkpoint(self.path))
-            _tell(f"going on from step {self.step} of {self.config.steps}")
+            tell(f"going on from step {self.step} of {self.config.steps}")
         elif resume:
-            _tell(f"there is no {self.path} to go on from: starting at step 0")
+            tell(f"there is no {self.path} to go on from: starting at step 0")
         steps = gather(torch.tensor([self.step]))  # before the file looked for is made
         if bool((steps != self.step).any()):
             raise ValueError(
@@ -99,7 +105,33 @@ class State:
                 f"(0 where there is none); give a folder that they all share"
             )
         if not exists:
+            self._refuse_small_disk()
             self._save()
+            wait_for_all()
+            if any_process(not self.path.exists()):
+                raise ValueError(
+                    f"not every process sees {self.path}, which process 0 has just "
+                    f"written; give a folder that all machines share"
+                )
+        elif self.step == self.config.steps and self.told and log and rank() == 0:
+            _, _, loss, *tenths = self.told[-1]
+            log(Record(self.step, loss, tenths, self.ema, True, self.told))
+
+    def _refuse_small_disk(self) -> None:
+        """OSError where the disk cannot hold a later checkpoint beside the one before:
+        the weights, their average and Adam's two moments, twice."""
+        assert self.path is not None
+        folder = self.path.resolve().parent
+        while not folder.exists():
+            folder = folder.parent
+        theta = sum(p.numel() * p.element_size() for p in self.net.parameters())
+        need, free = 2 * 4 * theta, shutil.disk_usage(folder).free
+        if free < need:
+            raise OSError(
+                f"{folder} has {free / 2**20:,.0f} MiB free, but two checkpoints of "
+                f"this network need {need / 2**20:,.0f}; make room, or give another "
+                f"folder"
+            )
 
     def note(self, step: int, t: Tensor, loss: Tensor) -> None:
         """Keeps the loss of each picture on the device: to look would make it wait."""
@@ -117,18 +149,21 @@ class State:
         if not (stop or last or step % self.config.log_every == 0):
             return
         loss, tenths = self._look()
+        seconds = time.perf_counter() - self.began
+        self.told.append([float(step), seconds, loss, *tenths])
         saves = stop or last or step % self.config.save_every == 0
         if saves:
             self._save()
         if log is not None and rank() == 0:
-            log(Record(step, loss, tenths, self.ema, saves))
+            log(Record(step, loss, tenths, self.ema, saves, self.told))
         if stop and not last:
             wait_for_all()
-            _tell(f"stopped after step {step}; {self._where()}")
+            tell(f"stopped after step {step}; {self._where()}")
             raise SystemExit(128 + (caught or [15])[0])
 
     def _look(self) -> tuple[float, list[float]]:
         """Fetches the losses since the last look; stops if one is not finite."""
+        self.data.refuse_outside()
         steps = self.unread
         t = gather(torch.cat([t for _, t, _ in steps])).cpu()
         loss = gather(torch.cat([loss for _, _, loss in steps])).cpu()
@@ -161,11 +196,13 @@ class State:
             step=self.step,
             config=dataclasses.asdict(self.config),
             network=description(self.net),
-            shape=self.shape,
+            shape=self.data.shape,
+            data=self.data.digest,
             beta=self.s.beta[1:].cpu(),
             weights=self.net.state_dict(),
             ema=self.ema.state_dict(),
             optimiser=self.optimiser.state_dict(),
+            told=torch.tensor(self.told, dtype=torch.float64).view(-1, 13),
         )
 
     def _save(self) -> None:
@@ -194,6 +231,10 @@ class State:
                 f"{self.path} is of step {found.step}, past the {self.config.steps} "
                 f"steps asked for; give --steps {found.step} or more"
             )
+        for name in ("lr", "max_norm"):
+            old, new = found.config.get(name), getattr(self.config, name)
+            if old != new:
+                tell(f"{name} was {old} so far, and is {new} from here on")
         self.net.load_state_dict(found.weights)
         self.ema.load_state_dict(found.ema)
         self.optimiser.load_state_dict(found.optimiser)
@@ -201,8 +242,10 @@ class State:
             for name in ("exp_avg", "exp_avg_sq"):
                 kept[name] = torch.empty_like(p).copy_(kept[name])
         self.step = self.saved = found.step
+        self.told = found.told.tolist()
+        self.began -= self.told[-1][1] if self.told else 0.0
 
 
-def _tell(what: str) -> None:
+def tell(what: str) -> None:
     if rank() == 0:
         print(what, file=sys.stderr)
