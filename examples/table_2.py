@@ -44,7 +44,7 @@ from tinyddpm.workshop.files import write_whole
 from tinyddpm.workshop.pictures import save_strip
 from tinyddpm.workshop.progress import errors_as_sentences
 
-SIZE, T = 5, 100
+SIZE, T, WIDTH = 5, 100, 64
 SAMPLED, BOUNDED, SHOWN = 1000, 256, 11  # pictures
 MEASURES = ("bits_per_dim", "rms_outside_the_plane", "kolmogorov_distance")
 
@@ -94,7 +94,8 @@ def trained(row: Row, s: Schedule, h: Hyperparameters) -> nn.Module:
     """The moving average of a network that took all steps of Algorithm 1."""
     torch.manual_seed(h.seed)
     learned = "learned" in row.objective
-    net = TwoAnswers(MLP((6, SIZE, SIZE))) if learned else MLP((3, SIZE, SIZE))
+    net = MLP((6 if learned else 3, SIZE, SIZE), WIDTH)
+    net = TwoAnswers(net) if learned else net
     ema, optimiser = EMA(net, h.ema), Adam(net.parameters(), h.lr, fused=True)
     for _ in algorithm_1(s, net, draw, h, ema, optimiser, gradient=row.gradient):
         pass
