@@ -36,7 +36,12 @@ from tinyddpm.workshop.processes import join, rank, wait_for_all
 from tinyddpm.workshop.progress import Progress, errors_as_sentences
 from tinyddpm.workshop.readers import read_cifar10, read_cifar10_file
 from tinyddpm.workshop.run import fit
-from tinyddpm.workshop.scripts import PictureConfig, command_line, sampling
+from tinyddpm.workshop.scripts import (
+    PictureConfig,
+    command_line,
+    sampling,
+    settled,
+)
 from tinyddpm.workshop.settings import pick_device
 from tinyddpm.workshop.state import Record
 
@@ -64,18 +69,19 @@ class Config(PictureConfig):
 SMOKE = Config(
     out="out/cifar-smoke", steps=120, batch=16, lr=1e-3, warmup=20, ema=0.97,
     log_every=10, save_every=60,
-    bf16=True, T=100, base=32, multipliers=(1, 2, 2), attention=(2,), samples=16,
+    T=100, base=32, multipliers=(1, 2, 2), attention=(2,), samples=16,
     sample_every=120, clip_x_0=True,
 )  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
     more = {"--download": "fetch CIFAR-10 first"}
-    c, args = command_line(argv, __doc__, Config(), {"--smoke": SMOKE}, more)
+    c, args = command_line(argv, __doc__, Config(), {"--smoke": SMOKE}, more, True)
     device, restarted = join(pick_device(c.device), Path(c.out) / "checkpoint.pt")
     if args.download and rank() == 0:
         download_cifar10(c.data)
     wait_for_all()
+    c = settled(c, device, args.resume or restarted)
     images = read(c.data).to(device)
     if rank() == 0:
         print(*(f"{f.name} = {getattr(c, f.name)}" for f in fields(c)), sep="\n")

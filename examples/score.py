@@ -36,16 +36,12 @@ from torch import Generator, Tensor, nn
 from tinyddpm import Schedule, p_sample_loop, to_float, to_uint8
 from tinyddpm.beyond.distance import frechet_distance, gaussian_of, nearest
 from tinyddpm.workshop.checkpoint import load_checkpoint, rebuild
+from tinyddpm.workshop.datasets import hold_out, read_pictures
 from tinyddpm.workshop.files import write_whole
 from tinyddpm.workshop.machine import choose_precision
 from tinyddpm.workshop.pictures import grid, save_png
 from tinyddpm.workshop.progress import errors_as_sentences
-from tinyddpm.workshop.readers import (
-    hold_out,
-    read_npy_images,
-    read_npy_labels,
-    read_pictures,
-)
+from tinyddpm.workshop.readers import read_npy_images, read_npy_labels
 from tinyddpm.workshop.settings import pick_device
 
 STEPS, BATCH = 500, 128  # of the classifier's training: less than a minute
@@ -164,10 +160,7 @@ def compare(
 
 
 def fitted(images: Tensor, shape: Sequence[int], path: str) -> Tensor:
-    """The pictures at the samples' size: black pixels around, as in training."""
-    margin = (shape[-1] - images.shape[-1]) // 2
-    if margin > 0:
-        images = F.pad(images, (margin,) * 4)
+    """The pictures, if they are of the samples' shape."""
     if images.shape[1:] != torch.Size(shape):
         raise ValueError(
             f"the samples are {tuple(shape)}, {path} holds {tuple(images.shape[1:])}; "
@@ -238,14 +231,16 @@ def read(
     args: argparse.Namespace, shape: Sequence[int], device: torch.device
 ) -> tuple[Labelled, Labelled]:
     """The training pictures and the held-out ones, these shuffled."""
-    v, c = read_pictures(args.data, args.labels, shape[-1])
+    v, c, _ = read_pictures(args.data, args.labels, (shape[1], shape[2]), shape[0])
     v = fitted(v, shape, args.data).to(device)
     c = None if c is None else c.to(device)
     if not args.test:
         train, rest = hold_out(args.held_out, len(v))
         held = v[rest], None if c is None else c[rest]
         return (v[train], None if c is None else c[train]), shuffled(*held)
-    held, held_c = read_pictures(args.test, args.test_labels, shape[-1], "test")
+    held, held_c, _ = read_pictures(
+        args.test, args.test_labels, (shape[1], shape[2]), shape[0], "test"
+    )
     held = fitted(held, shape, args.test).to(device)
     if (c is None) is not (held_c is None):
         raise ValueError("labels are needed of both --data and --test, or of neither")

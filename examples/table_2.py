@@ -170,8 +170,8 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=2000, help="of each training")
-    parser.add_argument("--batch", type=int, default=256, help="pictures a step")
+    parser.add_argument("--steps", type=int, default=1500, help="of each training")
+    parser.add_argument("--batch", type=int, default=128, help="pictures a step")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each row")
     parser.add_argument(
         "--out", default="out/table_2", help="folder for what is written"

@@ -19,7 +19,13 @@ from tinyddpm.workshop.download import download_fashion_mnist
 from tinyddpm.workshop.pictures import grid, save_png
 from tinyddpm.workshop.progress import Progress, errors_as_sentences
 from tinyddpm.workshop.readers import read_idx_images
-from tinyddpm.workshop.scripts import SHORT, PictureConfig, command_line, sampling
+from tinyddpm.workshop.scripts import (
+    SHORT,
+    PictureConfig,
+    command_line,
+    sampling,
+    settled,
+)
 from tinyddpm.workshop.settings import pick_device
 
 HERE = {"data": "data/fashion", "out": "out/fashion"}
@@ -35,6 +41,7 @@ def main(argv: list[str]) -> None:
     more = {"--download": "fetch the files first"}
     c, args = command_line(argv, __doc__, MINUTES, {"--full": FULL}, more)
     device, s, out = pick_device(c.device), linear_schedule(c.T), Path(c.out)
+    c = settled(c, device, args.resume)
     if args.download:
         download_fashion_mnist(c.data)
     draw = drawer(read(Path(c.data)).to(device))

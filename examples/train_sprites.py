@@ -22,7 +22,13 @@ from tinyddpm.beyond.guidance import sometimes_without_class
 from tinyddpm.workshop.pictures import grid, save_gif, save_png
 from tinyddpm.workshop.progress import Progress, errors_as_sentences
 from tinyddpm.workshop.readers import read_npy_images, read_npy_labels
-from tinyddpm.workshop.scripts import SHORT, PictureConfig, command_line, sampling
+from tinyddpm.workshop.scripts import (
+    SHORT,
+    PictureConfig,
+    command_line,
+    sampling,
+    settled,
+)
 from tinyddpm.workshop.settings import pick_device
 
 
@@ -46,6 +52,7 @@ FRAMES = 50  # of the animation
 def main(argv: list[str]) -> None:
     c, args = command_line(argv, __doc__, MINUTES, {"--full": FULL})
     device, s, out = pick_device(c.device), linear_schedule(c.T), Path(c.out)
+    c = settled(c, device, args.resume)
     images, labels = read_npy_images(c.data), read_npy_labels(c.labels)
     none = int(labels.max()) + 1  # the class after the last one
     draw = drawer(images.to(device), labels.to(device))

@@ -135,7 +135,7 @@ def test_sampled_t_is_unbiased_and_knows_its_error(draws):
     assert bool(((column - exact).abs() <= 5 * spread)[2:].all())
     assert bool((column[2:] > 0).all())
     # Of the `draws` parts, P(t) draws lie in t whole: the others are at its two ends.
-    P = 1 / torch.arange(2, s.T + 1).double()
+    P = torch.arange(2, s.T + 1).double() ** -1.5
     hits = draws * P / P.sum()
     drawn = bound.L_tm1[:, 2:] / exact[2:] * hits
     torch.testing.assert_close(drawn, drawn.round(), rtol=0, atol=1e-6)
@@ -149,10 +149,10 @@ def test_sampled_t_is_unbiased_and_knows_its_error(draws):
 
 def test_t_is_drawn_as_the_terms_fall():
     """Table 4: most of the rate is in the last steps. With the exact predictor of the
-    gradients, t drawn as 1/t has less than a quarter of the deviation of uniform t.
+    gradients, t drawn as t^-1.5 has less than a sixth of the deviation of uniform t.
 
     n = 2,000 pictures, one t each; uniform t by hand from the terms of every t of 100
-    of them. The ratio is 5.5, known to some per cent: four is far out of its error.
+    of them. The ratio is 9.5 to 9.7 for three seeds: six is far out of its error.
     """
     s, g = linear_schedule(200), torch.Generator().manual_seed(0)
     x_0 = to_float(to_uint8(gradient_images(2000, 3, 3, g)))
@@ -160,7 +160,7 @@ def test_t_is_drawn_as_the_terms_fall():
     terms = estimate_bits_per_dim(s, oracle, x_0[:100], g).L_tm1
     uniform = (199 * terms[:, 2:]).std()
     sampled = estimate_bits_per_dim(s, oracle, x_0, g, draws=1).L_tm1.sum(1)
-    assert float(sampled.std()) < float(uniform) / 4
+    assert float(sampled.std()) < float(uniform) / 6
 
 
 def test_a_sampled_bound_shows_the_distortion_it_saw():

@@ -80,6 +80,22 @@ def test_a_picture_the_network_gets_badly_wrong_costs_finitely_much(far):
         assert cost == pytest.approx(far**2 / 2, rel=2 / far + 1e-3)
 
 
+@pytest.mark.parametrize("far", [60.0, 1e3, 1e5])
+@pytest.mark.parametrize("level", [0.0, 127.0, 255.0])
+def test_far_out_the_gradient_is_that_of_the_tail(far, level):
+    """Eq. 13 `far` σ_1 from x: -ln p is a parabola of slope far/σ_1, up to the bin's
+    half width (0.4 σ_1 here) and 1/far; an open end has no tail on its own side.
+    """
+    sigma, x = 0.01, level / 127.5 - 1
+    for side in (-1, 1):
+        mean = torch.tensor([x + side * far * sigma]).double().requires_grad_()
+        cost = -log_decoder(torch.tensor([level]).double(), mean, sigma**2)
+        (slope,) = torch.autograd.grad(cost.sum(), mean)
+        inside = (level, side) in ((0.0, -1), (255.0, 1))
+        expected = 0.0 if inside else side * far / sigma
+        assert float(slope) == pytest.approx(expected, rel=2 / far + 1e-6, abs=1e-12)
+
+
 @pytest.mark.parametrize(("level", "mean"), [(0.0, -50.0), (255.0, 50.0)])
 def test_the_end_bins_reach_to_infinity(level, mean):
     """Eq. 13: δ+(1) = ∞ and δ-(-1) = -∞, so a mean far beyond x = ±1 costs nothing."""

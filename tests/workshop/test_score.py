@@ -6,6 +6,7 @@ import json
 import struct
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from PIL import Image
 from torch import Generator
 
 from tinyddpm import UNet, linear_schedule, sample, to_uint8
-from tinyddpm.workshop.checkpoint import Checkpoint, save_checkpoint
-from tinyddpm.workshop.readers import hold_out, read_npy_images, read_pictures
+from tinyddpm.workshop.datasets import hold_out, read_pictures
+from tinyddpm.workshop.readers import read_npy_images
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
@@ -131,12 +132,11 @@ def test_samples_of_a_checkpoint_are_of_its_average_each_for_its_class(
     for p in net.parameters():  # the last layers start at 0
         torch.nn.init.normal_(p, std=0.2)
     s, shape = linear_schedule(24), (1, 8, 8)
-    zeros = {k: torch.zeros_like(v) for k, v in net.state_dict().items()}
-    kept = Checkpoint(
-        step=1, config={}, network=("UNet", net.arguments), shape=shape,
-        beta=s.beta[1:], weights=zeros, ema=net.state_dict(), optimiser={"state": {}},
-    )  # fmt: skip
-    save_checkpoint(tmp_path / "c.pt", kept)
+    kept = SimpleNamespace(beta=s.beta[1:], shape=shape)
+    monkeypatch.setattr(score, "load_checkpoint", lambda path: kept)
+    networks = {"ema": net}
+    rebuild = lambda kept, weights="ema": networks[weights]  # noqa: E731
+    monkeypatch.setattr(score, "rebuild", rebuild)
     v, c = halves(60, 0)
     np.save(tmp_path / "v.npy", v)
     np.save(tmp_path / "c.npy", c)
@@ -201,7 +201,7 @@ def test_pictures_of_every_kind_come_with_their_labels(tmp_path):
     assert read_pictures(images)[1] is None
     with gzip.open(labels, "wb") as file:
         file.write(struct.pack(">2I", 0x0801, 3) + bytes([4, 0, 9]))
-    found, c = read_pictures(images)
+    found, c, _ = read_pictures(images)
     assert torch.equal(found[:, 0], torch.from_numpy(v))
     assert c.tolist() == [4, 0, 9]
 
@@ -222,9 +222,9 @@ def test_pictures_of_every_kind_come_with_their_labels(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         Image.fromarray(v[0]).save(tmp_path / "photos" / name / "x.png")
-    found, c = read_pictures(tmp_path / "photos", size=6)
+    found, c, _ = read_pictures(tmp_path / "photos", size=(6, 6))
     assert found.shape == (2, 3, 6, 6)
     assert c.tolist() == [0, 1]
-    assert read_pictures(tmp_path / "photos" / "a", size=6)[1] is None
+    assert read_pictures(tmp_path / "photos" / "a", size=(6, 6))[1] is None
     with pytest.raises(ValueError, match="give the size"):
         read_pictures(tmp_path / "photos")

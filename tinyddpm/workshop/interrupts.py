@@ -15,7 +15,10 @@ from .processes import rank, world
 
 @contextmanager
 def signals(on: bool) -> Iterator[list[int]]:
-    """Notes SIGINT and SIGTERM in the list it yields; a second one ends the process.
+    """Notes in the list it yields that the run is to end; a second signal ends it.
+
+    Beside SIGINT and SIGTERM these are SIGHUP and SIGUSR1, which batch systems send,
+    where nothing else is to be done with them.
 
     Not so under torchrun, which sends a signal of its own after the terminal's: with
     several processes every one of them is noted, and the run still saved.
@@ -37,7 +40,10 @@ def signals(on: bool) -> Iterator[list[int]]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    others = [getattr(signal, name, None) for name in ("SIGHUP", "SIGUSR1")]
+    free = [n for n in others if n and signal.getsignal(n) == signal.SIG_DFL]
+    numbers = [signal.SIGINT, signal.SIGTERM, *free]
+    before = {n: signal.signal(n, note) for n in numbers}
     try:
         yield caught
     finally:
@@ -58,11 +64,13 @@ def trouble_explained(batch: int, micro_batch: int | None) -> Iterator[None]:
         said = str(error)
         if out_of_memory(error):
             now = min(micro_batch or batch, batch // world())
-            lower = f"lower --micro-batch (the batch stays {batch}: gradients add up)"
+            lower = "--batch"
+            if now > 1:
+                lower = f"--micro-batch (the batch stays {batch}: gradients add up)"
             raise torch.OutOfMemoryError(
-                f"out of memory with {now} pictures at a time; give a "
-                f"{lower if now > 1 else 'lower --batch'}, or a narrower network. "
-                f"PyTorch said: {said}"
+                f"out of memory with {now if now > 1 else 'one'} "
+                f"picture{'s' if now > 1 else ''} at a time; give a lower {lower}, or a "
+                f"narrower network. PyTorch said: {said}"
             ) from error
         if isinstance(error, dist.DistError) or (world() > 1 and "onnection" in said):
             raise ConnectionError(

@@ -65,61 +65,6 @@ def _read_bytes(path: str | Path, file: BinaryIO, size: int) -> Tensor:
     return torch.frombuffer(data, dtype=torch.uint8)
 
 
-def read_pictures(
-    path: str | Path,
-    labels: str | Path | None = None,
-    size: int | None = None,
-    split: str = "train",
-) -> tuple[Tensor, Tensor | None]:
-    """Pictures of any kind that is read here, and their labels where there are any.
-
-    Args:
-        path: a .npy, .bin or IDX file, CIFAR-10's folder, or a folder of photos.
-        labels: a .npy or IDX file of labels. An IDX file of pictures finds the one
-            beside it, of the same name with labels-idx1 for images-idx3.
-        size: of the photos of a folder, which are brought to it.
-        split: "train" or "test", of CIFAR-10's folder.
-    Returns: uint8 (N, C, H, W); long (N,) or None.
-    """
-    path, found = Path(path), None
-    if path.suffix == ".npy":
-        images = read_npy_images(path)
-    elif path.suffix == ".bin":
-        images, found = read_cifar10_file(path)
-    elif (path / CIFAR10_FOLDER).is_dir() or any(path.glob("*.bin")):
-        images, found = read_cifar10(path, split)
-    elif path.is_dir():
-        if size is None:
-            raise ValueError(f"{path} holds photos of any size; give the size they get")
-        images, found, classes = read_image_folder(path, size)
-        found = found if len(classes) > 1 else None
-    else:
-        images = read_idx_images(path)
-        beside = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
-        if labels is None and beside != path and beside.is_file():
-            labels = beside
-    if labels is not None:
-        npy = Path(labels).suffix == ".npy"
-        found = read_npy_labels(labels) if npy else read_idx_labels(labels)
-        if len(found) != len(images):
-            raise ValueError(
-                f"{labels} holds {len(found):,} labels, {path} {len(images):,} pictures"
-            )
-    return images, found
-
-
-def hold_out(count: int, of: int) -> tuple[Tensor, Tensor]:
-    """Which of `of` pictures to train on, and which `count` to hold out; for ever.
-
-    Shuffled, since many files are sorted by class, and the same in every run.
-    Returns: two rising LongTensors, (of - count,) and (count,).
-    """
-    if not 0 < count < of:
-        raise ValueError(f"cannot hold out {count:,} of {of:,} pictures, and train too")
-    order = torch.randperm(of, generator=torch.Generator().manual_seed(0))
-    return order[count:].sort().values, order[:count].sort().values
-
-
 def read_cifar10(folder: str | Path, split: str = "train") -> tuple[Tensor, Tensor]:
     """CIFAR-10's binary version: 50,000 pictures to train, or 10,000 to test with.
 

@@ -34,17 +34,15 @@ def fast_layers(net: nn.Module) -> nn.Module:
 
     def twin(module: nn.Module) -> nn.Module:
         if module not in twins:
-            if type(module) is Upsample:
-                twins[module] = FastUpsample(module)
-            elif type(module) is nn.Dropout:
-                twins[module] = FastDropout(module.p)
-            else:
-                twins[module] = copy.copy(module)
-                children = module._modules.items()
-                twins[module]._modules = {
-                    name: child and twin(child) for name, child in children
-                }
-            twins[module].training = module.training
+            made = copy.copy(module)
+            children = module._modules.items()
+            made._modules = {name: child and twin(child) for name, child in children}
+            if type(made) is Upsample:
+                made = FastUpsample(made)
+            elif type(made) is nn.Dropout:
+                made = FastDropout(made.p)
+            made.training = module.training
+            twins[module] = made
         return twins[module]
 
     return twin(net)
@@ -121,11 +119,10 @@ class FastDropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        if x.device.type != "cpu" or not self.training or torch.compiler.is_compiling():
-            return super().forward(x)
         drop = round(self.p * 2**16)
-        if drop == 2**16:
-            return torch.zeros_like(x)
+        slow = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not (slow and self.training and drop < 2**16):
+            return super().forward(x)
         n = x.numel()
         coins = torch.empty(-(-n // 4), dtype=torch.long).random_(-(2**63), None)
         keep = torch.empty_like(x)  # 1 or 0, as x lies in memory
