@@ -204,6 +204,7 @@ class Drawn(SphinxDirective):
     option_spec: ClassVar = {"alt": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
+        self.env.note_reread()
         panels = []
         for name in self.arguments[0].split():
             if name not in figures.FIGURES:
@@ -220,6 +221,7 @@ class Graph(SphinxDirective):
     """The import graph, drawn from the package's import statements."""
 
     def run(self) -> list[nodes.Node]:
+        self.env.note_reread()  # it depends on the whole package
         return [raw(f'<div class="wide" tabindex="0">{import_graph.svg()}</div>')]
 
 
@@ -243,6 +245,7 @@ class Source(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         path = modules()[self.arguments[0]]
+        self.env.note_dependency(str(path))
         text = path.read_text(encoding="utf-8")
         lines = highlight(text, PythonLexer(), HtmlFormatter(nowrap=True))
         starts = {
