@@ -363,11 +363,7 @@ def test_no_step_makes_the_host_wait(monkeypatch):
 
 @pytest.mark.parametrize("value", [1.01, -1.01, math.nan, math.inf])
 def test_pictures_out_of_range_are_refused(value):
-<<<<<<< HEAD
     """x_0 lies in [-1, 1]: a number outside, or nan, in the first batch is an error."""
-=======
-    """x_0 lies in [-1, 1]: one number outside, or nan, in a first batch is an error."""
->>>>>>> main
 
     def wrong(n, generator):
         (x_0,) = ramp(n, generator)
