@@ -143,7 +143,7 @@ def test_a_run_that_is_done_is_left_as_it_is(tmp_path):
     *_, last, once_more = records
     assert len(records) == 3 + 1
     assert once_more[:3] == last[:3]
-    assert once_more.told == last.told
+    assert repr(once_more.told) == repr(last.told)  # there are nans in it
 
 
 def test_nothing_of_the_callers_is_changed_but_the_weights():
@@ -350,7 +350,8 @@ def test_no_step_makes_the_host_wait(monkeypatch):
     On a CPU the equations read t to check it, which on a GPU they leave to the device:
     that is out here.
     """
-    monkeypatch.setattr("tinyddpm.schedule.check_range", lambda *_: None)
+    for room in ("schedule", "train"):
+        monkeypatch.setattr(f"tinyddpm.{room}.check_range", lambda *_: None)
 
     def reads(steps):
         config = dataclasses.replace(CONFIG, steps=steps, log_every=40, save_every=40)
