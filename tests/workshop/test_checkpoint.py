@@ -47,12 +47,14 @@ def path(folder, tmp_path):
 
 
 def assert_equal(found: Checkpoint, expected: Checkpoint) -> None:
-    for field in dataclasses.fields(Checkpoint):
-        torch.testing.assert_close(
-            *(getattr(x, field.name) for x in (found, expected)), rtol=0, atol=0
-        ) if field.name not in ("config", "network", "shape", "step") else None
-    for name in ("config", "network", "shape", "step"):
+    """To the bit; of what was told, all but the seconds."""
+    for name in ("beta", "weights", "ema", "optimiser"):
+        parts = (getattr(x, name) for x in (found, expected))
+        torch.testing.assert_close(*parts, rtol=0, atol=0)
+    for name in ("config", "network", "shape", "step", "data"):
         assert getattr(found, name) == getattr(expected, name)
+    told = [x.told[:, torch.arange(13) != 1] for x in (found, expected)]
+    torch.testing.assert_close(*told, rtol=0, atol=0, equal_nan=True)
 
 
 def test_what_is_saved_is_read(path, tmp_path):
@@ -139,26 +141,30 @@ def as_format_1(path):
     settings = dict(saved["config"])
     settings["clip"] = settings.pop("max_norm")
     first = {"format": "tinyddpm checkpoint 1", "config": settings}
-    torch.save(saved | first, buffer)
+    kept = {name: x for name, x in saved.items() if name not in ("told", "data")}
+    torch.save(kept | first, buffer)
     path.write_bytes(with_sum(buffer.getvalue()))
 
 
 def test_a_checkpoint_of_format_1_is_read_sampled_and_resumed(path, tmp_path):
-    """Nothing of it is lost: the network that comes back and the run that goes on are
-    those of the same file in today's format."""
+    """The network that comes back and the run that goes on are those of the same file
+    in today's format. It does not hold what was told, nor whose data they were."""
     today = load_checkpoint(path)
     as_format_1(path)
-    assert_equal(load_checkpoint(path), today)
+    nothing = {"told": torch.empty(0, 13, dtype=torch.float64), "data": None}
+    assert_equal(load_checkpoint(path), dataclasses.replace(today, **nothing))
     x, t = torch.ones(2, *SHAPE), torch.tensor([1, 1000])
     nets = [rebuild(found) for found in (load_checkpoint(path), today)]
     assert torch.equal(*(net(x, t) for net in nets))
     longer = dataclasses.replace(CONFIG, steps=4)
     train(path.parent, resume=True, config=longer)
     train(tmp_path / "whole", config=longer)
-    assert_equal(load_checkpoint(path), load_checkpoint(tmp_path / "whole" / "c.pt"))
+    whole = load_checkpoint(tmp_path / "whole" / "c.pt")
+    later = dataclasses.replace(whole, told=whole.told[2:])
+    assert_equal(load_checkpoint(path), later)
     as_format_1(path)
-    other = dataclasses.replace(longer, max_norm=2)
-    with pytest.raises(ValueError, match=r"max_norm \(there 1.0, here 2.0\)"):
+    other = dataclasses.replace(longer, seed=2)
+    with pytest.raises(ValueError, match=r"differs in seed \(there 0, here 2\); go"):
         train(path.parent, resume=True, config=other)
 
 
@@ -237,6 +243,8 @@ def of_network(net):
         weights=net.state_dict(),
         ema=net.state_dict(),
         optimiser=torch.optim.Adam(net.parameters()).state_dict(),
+        told=torch.empty(0, 13, dtype=torch.float64),
+        data=None,
     )
 
 
@@ -255,6 +263,8 @@ def same_state(a, b):
         ("shape", (2.0, 4, 4)),
         ("beta", torch.ones(3)),
         ("optimiser", {"state": {}}),
+        ("told", torch.zeros(1, 12).double()),
+        ("data", 3),
         ("step", 2.0),
     ],
 )
@@ -367,21 +377,35 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(path):
     ("field", "value"),
     [
         ("seed", 1),
-        ("lr", 1e-3),
         ("batch", 8),
         ("ema", 0.5),
         ("warmup", 1),
-        ("max_norm", 2.0),
+        ("lr_end", 0.0),
+        ("bf16", True),
     ],
 )
 def test_another_config_is_refused_by_the_names_that_differ(path, field, value):
     """A setting that would change the run's numbers cannot change on the way."""
     before, now = path.read_bytes(), dataclasses.replace(CONFIG, **{field: value})
     there = getattr(CONFIG, field)
-    message = rf"differs in {field} \(there {there}, here {value}\); go on with"
+    # with lr_end the steps must agree as well; the file is of fewer
+    steps = r", steps \(.+\)" if field == "lr_end" else ""
+    message = rf"differs in {field} \(there {there}, here {value}\){steps}; go on with"
     with pytest.raises(ValueError, match=message):
         train(path.parent, resume=True, config=now)
     assert path.read_bytes() == before
+
+
+def test_another_rate_or_bound_may_follow_and_is_told(path, capfd):
+    """What is advised after a run went wrong, a lower lr, is possible: the run goes on
+    with it and says so, and the file holds what is used from there on."""
+    now = dataclasses.replace(CONFIG, steps=4, lr=1e-5, max_norm=0.5)
+    train(path.parent, resume=True, config=now)
+    said = capfd.readouterr().err
+    assert f"lr was {CONFIG.lr} so far, and is 1e-05 from here on" in said
+    assert "max_norm was 1.0 so far, and is 0.5 from here on" in said
+    found = load_checkpoint(path)
+    assert (found.step, found.config["lr"], found.config["max_norm"]) == (4, 1e-5, 0.5)
 
 
 def test_steps_may_change_unless_the_rate_depends_on_them(path, tmp_path):
@@ -425,9 +449,13 @@ def test_another_network_schedule_or_picture_size_is_refused(path):
         def forward(self, x, t):
             return super().forward(x)
 
+    def other(n, generator):
+        return (draw(n, generator)[0].roll(1, 3),)
+
     for s, net, data, named in [
         (linear_schedule(500), network(), draw, "differs in the schedule's beta;"),
         (linear_schedule(), network(0.1), draw, "differs in the network.+0.2.+0.1"),
+        (linear_schedule(), network(), other, "differs in the data: their pictures"),
         (linear_schedule(), network(), small, r"the shape .+4, 4.+here \(2, 4, 2\)"),
         (linear_schedule(), Other(4, 4), draw, "names or shapes of the weights"),
     ]:
