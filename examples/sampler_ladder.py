@@ -125,7 +125,8 @@ def save_plot(path: Path, rungs: list[dict[str, Any]]) -> None:
                 axes.plot(*zip(*points, strict=True), marker="o", label=name)
         axes.set(xlabel="steps", ylabel=label, xscale="log", yscale="log")
         axes.grid(alpha=0.3, which="both")
-        axes.legend()
+        if measure == "kolmogorov_distance":
+            axes.legend()
     with write_whole(path) as file:
         figure.savefig(file, format="png")
 
