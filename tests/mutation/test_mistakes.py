@@ -1,7 +1,7 @@
 """Every known mistake of published DDPM code dies of a named law when put into ours.
 
-What lives here: the check that the table fits the code (fast) and the run of all
-patches (slow). The table itself, and what "caught" means, are in `mistakes.py`.
+That the table in `mistakes.py` fits the code is checked quickly; the run of all patches
+is slow.
 """
 
 import ast
