@@ -362,7 +362,7 @@ TRAINING = (
         "ours is the mean over D, said where it is taken",
         "train.py",
         "(eps - eps_hat).square().mean()",
-        "(eps - eps_hat).square().flatten(1).sum(1).mean()",
+        "(eps - eps_hat).square().sum() / len(eps)",
         "paper/test_eq_14_loss.py::test_the_loss_is_the_mean_square_of_the_error",
     ),
     Mistake(
@@ -389,8 +389,8 @@ TRAINING = (
         "state_dict",
         "training changes the weights' numbers, not their names",
         "workshop/run.py",
-        "        eps_theta.train()\n",
-        '        eps_theta.train()\n        plain.register_buffer("beta", s.beta)\n',
+        "    s, ema = s.to(device)",
+        '    plain.register_buffer("beta", s.beta)\n    s, ema = s.to(device)',
         "workshop/test_checkpoint.py::test_it_holds_the_run",
     ),
     Mistake(
@@ -398,8 +398,9 @@ TRAINING = (
         "S3:968 saves DataParallel's state_dict: every name begins with module.",
         "a checkpoint loads into the network alone, on a CPU",
         "workshop/state.py",
-        "weights=self.net.state_dict()",
-        "weights=nn.DataParallel(self.net).state_dict()",
+        "weights=self.net.state_dict(),\n            ema=self.ema.state_dict(),",
+        "weights=nn.DataParallel(self.net).state_dict(), "
+        "ema=nn.DataParallel(self.ema).state_dict(),",
         "workshop/test_checkpoint.py::test_it_holds_the_run",
     ),
     Mistake(
@@ -723,8 +724,8 @@ OURS = (
         "eq. 13's ends as ±inf: right, but 0 · inf in the backward pass is nan",
         "L_0 can be trained on at the levels 0 and 255",
         "bound.py",
-        "FAR = 1e30",
-        "FAR = math.inf",
+        "(low - mean) / variance**0.5).masked_fill(level == 0, -FAR)",
+        "low.masked_fill(level == 0, -math.inf) - mean) / variance**0.5",
         "paper/test_eq_13_decoder.py::test_the_gradient_of_the_decoder",
     ),
     Mistake(
