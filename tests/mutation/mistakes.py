@@ -744,8 +744,7 @@ OURS = (
         "train.py",
         "        optimiser.zero_grad()\n",
         "",
-        "paper/test_algorithm_1.py::"
-        "test_fit_is_algorithm_1_with_appendix_bs_optimiser",
+        "paper/test_algorithm_1.py::test_fit_is_algorithm_1_with_appendix_bs_optimiser",
     ),
 )
 

@@ -267,13 +267,21 @@ class Mutation:
         assert cost, "there are no tests"
         gc.freeze()  # no fork need look at what is there by now
         order, running = sorted(range(len(cost)), key=cost.__getitem__), {}
-        for i, changed in enumerate(self.changed):
+
+        def fork(i: int, text: str, tests: list[int]) -> int:
             pid = os.fork()
             if pid == 0:
-                name = where(self.text, changed)
-                tests = [k for k in order if self.sees(called[k], name)]
-                self.child(i, [(k, session.items[k], cost[k]) for k in tests])
-            running[pid] = i
+                self.child(i, text, [(k, session.items[k], cost[k]) for k in tests])
+            return pid
+
+        # A control: to put code in place is no change in itself.
+        _, status = os.waitpid(fork(0, self.text, order), 0)
+        k = int.from_bytes(self.killer[:2])
+        assert status == 0, f"{session.items[k].nodeid} fails on the same code"
+        for i, changed in enumerate(self.changed):
+            name = where(self.text, changed)
+            tests = [k for k in order if self.sees(called[k], name)]
+            running[fork(i, changed, tests)] = i
             last = i + 1 == len(self.changed)
             while len(running) == self.workers or (running and last):
                 pid, status = os.wait()
@@ -316,8 +324,10 @@ class Mutation:
         progress = f"{self.module}: {self.done} of {len(self.changed)} tried"
         print(f"\r{progress}, {len(self.survived)} left", end="", file=sys.stderr)
 
-    def child(self, i: int, tests: list[tuple[int, pytest.Item, float]]) -> NoReturn:
-        """Runs the tests on mutant i; exits 1 at the first that fails, else 0.
+    def child(
+        self, i: int, text: str, tests: list[tuple[int, pytest.Item, float]]
+    ) -> NoReturn:
+        """Runs the tests on mutant i, this text; exits 1 where one fails, else 0.
 
         2 if it cannot even be imported.
         """
@@ -329,7 +339,7 @@ class Mutation:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         try:
             name = self.module.removesuffix(".py").replace("/", ".")
-            become(importlib.import_module(f"tinyddpm.{name}"), self.changed[i])
+            become(importlib.import_module(f"tinyddpm.{name}"), text)
         except BaseException:
             os._exit(2)
         try:

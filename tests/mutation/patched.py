@@ -1,8 +1,9 @@
 """Runs tests against a copy of the project in which one file is replaced.
 
-It tries the patches of `mistakes.py`, one wrong line at a time. A trial is a fork of a process that has imported torch, pytest and hypothesis but
-neither tinyddpm nor its tests: it starts at once, imports the changed copy afresh, and
-leaves nothing behind. Needs os.fork (Linux, macOS).
+It tries the patches of `mistakes.py`, one wrong line at a time. A trial is a fork of a
+process that has imported torch, pytest and hypothesis but neither tinyddpm nor its
+tests: it starts at once, imports the changed copy afresh, and leaves nothing behind.
+Needs os.fork (Linux, macOS).
 """
 
 import ast
