@@ -241,6 +241,37 @@ def test_it_goes_on_where_it_is_told_to():
     assert same_weights(ema.net, its_ema.net)
 
 
+def test_all_is_drawn_where_the_network_is():
+    """t and ε are made on the weights' device, and torch's default, here the one
+    without memory, is not asked."""
+    x_0 = draw(CONFIG.batch, None)
+    nets = [Net(), Net()]
+    _, its_ema = trained(net=nets[0])
+    with torch.device("meta"):
+        _, again = trained(net=nets[1], draw=lambda *_: x_0)
+    assert same_weights(*nets)
+    assert same_weights(its_ema, again)
+
+
+def test_the_first_step_of_a_single_weight():
+    """Any network is trained, also one of a single weight w, ε_θ = w x_t. Adam's first
+    step is as long as the learning rate, and up: ε and x_t are correlated positively.
+    """
+
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+        def forward(self, x_t, t):
+            return self.w * x_t
+
+    config = dataclasses.replace(CONFIG, steps=1, warmup=0, batch=100)
+    net, _ = trained(config, Scale())
+    # Adam's eps of 1e-8 is beside a gradient of more than 1e-3
+    assert float(net.w.detach()) == pytest.approx(config.lr, rel=1e-5)
+
+
 def test_sampling_in_the_middle_changes_nothing_of_the_run():
     """Alg. 2 from the average, between steps of Alg. 1: the same run, to the bit."""
 
