@@ -218,6 +218,7 @@ def test_seeds_of_neighbours_share_nothing(seed):
     torch's CPU generator reads. False alarm: 100²/2 / 2^32 = 1e-6 an example."""
     found = [random_seed(seed + i, step) for i in range(10) for step in range(10)]
     assert all(0 <= key < 2**63 for key in found)
+    assert max(found) >= 2**62  # the highest bit is 0 in all with probability 2^-100
     assert len({key % 2**32 for key in found}) == 100
 
 
