@@ -217,8 +217,12 @@ def test_a_table_that_is_not_a_row_is_refused(shape):
     ("beta", "first", "last"), [([1e-17, 0.5], 1.0, 0.5), ([0.5] * 1075, 0.5, 0.0)]
 )
 def test_a_schedule_float64_cannot_hold_is_refused(beta, first, last):
-    """ᾱ_1 = 1 (no noise) or ᾱ_T = 0 (no signal) would divide by 0 in eq. 11 and 15."""
-    message = f"cannot hold.+alpha_bar_1 = {first}, alpha_bar_T {last};"
+    """ᾱ_1 = 1 (no noise) or ᾱ_T = 0 (no signal) would divide by 0 in eq. 11 and 15.
+
+    The error says which, and what to do.
+    """
+    ends = f"alpha_bar_1 = {first}, alpha_bar_T {last}"
+    message = f"cannot hold.+{ends}; choose a larger beta_1 or a smaller T$"
     with pytest.raises(ValueError, match=message):
         Schedule(torch.tensor(beta, dtype=torch.float64))
 
