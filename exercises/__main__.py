@@ -14,7 +14,7 @@ not yet written, 2 where something must be mended before anything can be checked
 import argparse
 import contextlib
 import difflib
-import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -140,6 +140,8 @@ def started(root: Path) -> int:
 
 def check(reader: Reader, chosen: list[Exercise]) -> int:
     """Runs the laws of the exercises chosen, or of all that are written."""
+    if importlib.util.find_spec("torch") is None:
+        raise UnusableError("torch is missing: pip install -c constraints.txt -e .")
     todo: list[Exercise] = []
     waiting: list[Exercise] = []
     for e in chosen or EXERCISES:

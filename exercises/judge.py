@@ -6,6 +6,7 @@ own prints do not go.
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import math
@@ -23,8 +24,8 @@ import torch
 from torch import Tensor
 
 from .borrow import ours
-from .known import SKIP, known_of, published, said, wrong
-from .laws import LAWS, Law
+from .known import SKIP, Known, known_of, published, said, wrong
+from .laws import LAWS, Law, restore_schedules
 from .rooms import MODULES
 from .table import EXERCISES, NAMED, Exercise
 
@@ -40,6 +41,15 @@ class Verdict(NamedTuple):
     says: str = ""  # or the mistake without a name
 
 
+class Broken(NamedTuple):
+    """A law, and the first case in which it does not hold."""
+
+    law: Law
+    case: str
+    yours: Any
+    right: Any
+
+
 class Raised:
     """A value that was never reached."""
 
@@ -53,32 +63,29 @@ class TooLong(BaseException):
 
 def judge(e: Exercise, theirs: F) -> Verdict:
     """The verdict on a function, or on a class of which one method is the exercise."""
-    laws, right = LAWS[e.name], subject(e)
-    broken: list[tuple[int, str, Any, Any]] = []  # law, case, yours, what is right
-    mine: list[list[Any]] = []
+    broken: list[Broken] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for i, law in enumerate(laws):
-            expected = list(seen(law, right))
-            mine.append([])
+        for law, right in zip(LAWS[e.name], of_ours(e), strict=True):
             for (case, wanted), (_, value) in zip(
-                expected, seen(law, theirs), strict=False
+                right, seen(law, theirs), strict=False
             ):
-                mine[i].append(value)
                 if not same(value, wanted, law.close):
-                    broken.append((i, case, value, wanted))
+                    broken.append(Broken(law, case, value, wanted))
                     break
         if not broken:
             return Verdict("right", praise(e))
-        i, case, value, wanted = broken[0]
-        mine[i] = [x for _, x in seen(laws[i], theirs)]
-        for k in known_of(e):
-            if alike(laws[: i + 1], mine, wrong(k)):
-                return Verdict("wrong", blame(e, broken, said(k)), k.id, k.says)
+        law, case, value, wanted = broken[0]
+        upto = LAWS[e.name][: LAWS[e.name].index(law) + 1]
+        mine = [[x for _, x in seen(law, theirs)] for law in upto]
+        for known in known_of(e):
+            if alike(e, mine, known):
+                text = blame(e, broken, said(known))
+                return Verdict("wrong", text, known.id, known.says)
     if isinstance(value, Raised):
-        return Verdict("raised", exception(e, case, value.error))
-    why = plain_reason(value, wanted, mine[0])
-    return Verdict("wrong", blame(e, broken, why[1]), why[0])
+        return Verdict("raised", exception(e, law, case, value.error))
+    known_id, why = plain_reason(value, wanted, mine[0])
+    return Verdict("wrong", blame(e, broken, why), known_id)
 
 
 def subject(e: Exercise) -> F:
@@ -89,21 +96,42 @@ def subject(e: Exercise) -> F:
 def seen(law: Law, f: F) -> Iterator[tuple[str, Any]]:
     """What a law sees of f; an exception is the last thing it sees."""
     torch.manual_seed(0)
+    restore_schedules()
     try:
-        yield from law.see(f)
+        for case, value in law.see(f):
+            yield case, value
+            restore_schedules()
     except (Exception, SystemExit) as error:
         yield "", Raised(error)
 
 
-def alike(laws: list[Law], mine: list[list[Any]], known: F) -> bool:
-    """Whether a known mistake gives what was seen, in each case of these laws."""
-    for law, values in zip(laws, mine, strict=False):
-        for value, (_, other) in zip(values, seen(law, known), strict=False):
+def alike(e: Exercise, mine: list[list[Any]], known: Known) -> bool:
+    """Whether a known mistake gives what was seen of the first laws.
+
+    It need not have an answer in every case, but must have one that is wrong.
+    """
+    explained = False
+    laws = zip(LAWS[e.name], mine, of_known(known, len(mine)), of_ours(e), strict=False)
+    for law, values, others, right in laws:
+        for value, (_, other), (_, best) in zip(values, others, right, strict=False):
             if other is SKIP:
                 continue
             if not same(value, other, law.close):
                 return False
-    return True
+            explained |= not same(value, best, law.close)
+    return explained
+
+
+@functools.cache
+def of_ours(e: Exercise) -> list[list[tuple[str, Any]]]:
+    """What each law sees of our own function."""
+    return [list(seen(law, subject(e))) for law in LAWS[e.name]]
+
+
+@functools.cache
+def of_known(known: Known, laws: int) -> list[list[tuple[str, Any]]]:
+    """What the first laws see of a known mistake."""
+    return [list(seen(law, wrong(known))) for law in LAWS[known.exercise][:laws]]
 
 
 def same(a: Any, b: Any, close: float) -> bool:
@@ -139,9 +167,9 @@ def allowed(scale: float, close: float) -> float:
 # --- what is said ----------------------------------------------------------------
 
 
-def blame(e: Exercise, broken: list[tuple[int, str, Any, Any]], why: str) -> str:
-    laws = LAWS[e.name]
-    i, case, value, wanted = broken[0]
+def blame(e: Exercise, broken: list[Broken], why: str) -> str:
+    """The smallest failing case, the law, and what is known of such a mistake."""
+    law, case, value, wanted = broken[0]
     yours, right = shown(value, wanted)
     source = e.source.partition(",")[0]
     width = max(len("yours"), len(source))
@@ -150,16 +178,12 @@ def blame(e: Exercise, broken: list[tuple[int, str, Any, Any]], why: str) -> str
         f"  {case}:",
         f"    {'yours':{width}}  {yours}",
         f"    {source:{width}}  {right}",
-        f"  The law: {laws[i].says}.",
+        f"  The law: {law.says}.",
     ]
     lines += [f"  {line}" for line in why.split("\n") if line]
-    others = [laws[k].says for k, *_ in broken[1:]]
-    others = [x for x in others if not x.startswith(laws[i].says)]
+    others = [b.law.says for b in broken[1:] if b.law.own]
     if others:
-        lines.append("  It breaks these laws too:")
-        lines += [f"    - {x}" for x in others]
-    kept = len(laws) - len(broken)
-    lines.append(f"  {kept} of {len(laws)} laws hold.")
+        lines += ["  Broken too:", *(f"    - {x}" for x in others)]
     return "\n".join(lines)
 
 
@@ -202,7 +226,7 @@ def written(x: Any) -> str:
         return "yes" if x else "no"
     if isinstance(x, Tensor):
         if x.numel() == 1:
-            return f"{float(x):.6g}"
+            return f"{float(x.detach()):.6g}"
         return f"a tensor {tuple(x.shape)}, {x.dtype}"
     if isinstance(x, float):
         return f"{x:.4g}"
@@ -241,11 +265,11 @@ def plain_reason(value: Any, wanted: Any, first: list[Any]) -> tuple[str, str]:
     return "", ""
 
 
-def exception(e: Exercise, case: str, error: BaseException) -> str:
+def exception(e: Exercise, law: Law, case: str, error: BaseException) -> str:
     lines = [f"{e.name} ends with an exception.", f"  {case}:"]
     lines += [f"    {x}" for x in reader_lines(error.__traceback__)]
     last = traceback.format_exception_only(error)[-1].strip()
-    return "\n".join([*lines, f"    {last}"])
+    return "\n".join([*lines, f"    {last}", f"  The law: {law.says}."])
 
 
 def reader_lines(tb: TracebackType | None) -> list[str]:

@@ -371,6 +371,14 @@ PATCHES = (
     ),
     Known(
         "algorithm2",
+        "M34",
+        "s, eps_theta = s.to(x_T.device), asked(eps_theta)\n    x_t = x_T",
+        "s = s.to(x_T.device)\n"
+        "    if isinstance(eps_theta, nn.Module):\n        eps_theta.eval()\n"
+        "    eps_theta = torch.no_grad()(eps_theta)\n    x_t = x_T",
+    ),
+    Known(
+        "algorithm2",
         "",
         "range(s.T, 0, -1)",
         "range(s.T - 1, -1, -1)",
@@ -664,6 +672,15 @@ PATCHES = (
         "(low - mean) / math.sqrt(variance), (high - mean) / math.sqrt(variance)",
         "(low - mean) / variance, (high - mean) / variance",
         "the division is by σ_1, the root of the variance",
+    ),
+    Known(
+        "eq13",
+        "",
+        "    low = ((level - 0.5) / 127.5 - 1).masked_fill(level == 0, -FAR)\n"
+        "    high = ((level + 0.5) / 127.5 - 1).masked_fill(level == 255, FAR)",
+        "    low = ((level - 0.5) / 127.5 - 1).masked_fill(level == 0, -math.inf)\n"
+        "    high = ((level + 0.5) / 127.5 - 1).masked_fill(level == 255, math.inf)",
+        "with ∞ itself the derivative is nan; FAR, which is 1e30, stands for it",
     ),
     Known(
         "block",

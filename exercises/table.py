@@ -86,9 +86,9 @@ EXERCISES = (
         "forward",
         "q_posterior",
         "the mean and the variance of x_{t-1} for known x_t and x_0",
-        "Return mu_tilde, the shape of x_t, and beta_tilde_t, (B, 1, ..., 1), both in\n"
-        "the dtype of x_t. at([s.beta, s.alpha, s.alpha_bar], t, x_t) gives all three;\n"
-        "t - 1 may be 0, which at(..., first=0) allows.",
+        "Return mu_tilde, the shape of x_t, and beta_tilde_t, (B, 1, ..., 1), both\n"
+        "in the dtype of x_t. at([s.beta, s.alpha, s.alpha_bar], t, x_t) gives all\n"
+        "three; t - 1 may be 0, which at(..., first=0) allows.",
         (
             "Four symbols with an index: β_t, α_t, ᾱ_t, ᾱ_{t-1}. At t = 1 x_{t-1} is "
             "x_0, which is known: what must the mean and the variance be?",

@@ -1,4 +1,4 @@
-"""`python -m exercises run`: the toy, trained with the reader's modules and with ours."""
+"""`python -m exercises run`: the toy, trained with the reader's modules, and ours."""
 
 import importlib
 import sys
