@@ -64,6 +64,8 @@ def main(argv: list[str]) -> int:
             print(solution(named(args.name)))
             return 0
         return run(Reader(root)) if args.command == "run" else listed(root)
+    except KeyboardInterrupt:
+        return 130
     except UnusableError as error:
         print(f"exercises: {error}", file=sys.stderr)
     except OSError as error:
@@ -119,8 +121,6 @@ def state(reader: Reader | None, e: Exercise) -> str:
 
 
 def started(root: Path) -> int:
-    if root.resolve() == OURS.parent and not (root / "exercises").is_dir():
-        raise UnusableError("run this in a clone of tinyddpm")
     written = start(root)
     if not written:
         raise UnusableError(
@@ -167,13 +167,14 @@ def check(reader: Reader, chosen: list[Exercise]) -> int:
         print(f"not yet: {', '.join(e.name for e in waiting)}")
     wrong = any(kind != "right" for kind in results.values())
     if not wrong:
-        pointer(reader)
+        pointer(reader, chosen)
     return 1 if wrong or not results else 0
 
 
-def pointer(reader: Reader) -> None:
-    """Where to go on."""
-    for e in EXERCISES:
+def pointer(reader: Reader, done: list[Exercise]) -> None:
+    """The next blank after what was checked, or else the first."""
+    after = EXERCISES.index(done[0]) if done else 0
+    for e in (*EXERCISES[after:], *EXERCISES):
         if state(reader, e) == "not yet":
             print(f"Next: {e.name}, {e.source}, at {e.file}, line {reader.line(e)}.")
             return
@@ -289,14 +290,12 @@ def run(reader: Reader) -> int:
         print(f"borrowed from ours: {', '.join(blank)}")
     try:
         print(run_toy(reader.folder.parent / "out" / "exercises"))
-    except (KeyboardInterrupt, ModuleNotFoundError):
+    except ModuleNotFoundError:
         raise
     except Exception as error:
-        lines = reader_lines(error.__traceback__)
-        if not lines:
-            raise
-        said = traceback.format_exception_only(error)[-1].strip()
-        print("\n".join([*lines, said]), file=sys.stderr)
+        last = traceback.format_exception_only(error)[-1].strip()
+        told = [*reader_lines(error.__traceback__), last, "python -m exercises check"]
+        print("\n".join(told), file=sys.stderr)
         return 1
     return 0
 

@@ -76,14 +76,14 @@ def judge(e: Exercise, theirs: F) -> Verdict:
         if not broken:
             return Verdict("right", praise(e))
         law, case, value, wanted = broken[0]
+        if isinstance(value, Raised):
+            return Verdict("raised", exception(e, law, case, value.error))
         upto = LAWS[e.name][: LAWS[e.name].index(law) + 1]
         mine = [[x for _, x in seen(law, theirs)] for law in upto]
         for known in known_of(e):
             if alike(e, mine, known):
                 text = blame(e, broken, said(known))
                 return Verdict("wrong", text, known.id, known.says)
-    if isinstance(value, Raised):
-        return Verdict("raised", exception(e, law, case, value.error))
     known_id, why = plain_reason(value, wanted, mine[0])
     return Verdict("wrong", blame(e, broken, why), known_id)
 
@@ -251,14 +251,14 @@ def plain_reason(value: Any, wanted: Any, first: list[Any]) -> tuple[str, str]:
     """A published name if there is one, and what is wrong in kind."""
     if value is None:
         who, right, sources = published("M31")
-        why = f"This is M31, a published mistake: {who}.{sources}\nRight: {right}."
+        why = f"This is M31, a published mistake: {who}{sources}.\nRight: {right}."
         return "M31", f"The function returns nothing.\n{why}"
     if isinstance(wanted, Tensor) and not isinstance(value, Tensor):
         return "", f"A tensor is asked for; yours is a {type(value).__name__}."
     if isinstance(wanted, Tensor) and value.shape != wanted.shape:
         return "", "The numbers may be right, but their shape is not."
     if isinstance(wanted, Tensor) and value.dtype != wanted.dtype:
-        return "", f"End with .to({wanted.dtype}), or the dtype of the data given."
+        return "", "Give the answer the right dtype: .to(...) at the end."
     numbers = [x for x in first if isinstance(x, Tensor)]
     if len(numbers) > 3 and all(same(x, numbers[0], 1e-12) for x in numbers):
         return "", "It gives the same answer whatever it is given."

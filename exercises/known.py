@@ -65,13 +65,6 @@ PATCHES = (
     Known(
         "alpha_bar",
         "",
-        "self.alpha_bar = self.alpha.cumprod(0)",
-        "self.alpha_bar = 1 - self.beta.cumprod(0)",
-        "ᾱ_t is the product of the α_s, not 1 less the product of the β_s",
-    ),
-    Known(
-        "alpha_bar",
-        "",
         "one_minus[:-1] / one_minus[1:] * beta",
         "beta",
         "this is β_t, the upper of the two choices of section 3.2; β̃_t is below it",
@@ -129,14 +122,14 @@ PATCHES = (
         "M2",
         "(1 - beta).sqrt() * x_tm1 + beta.sqrt() * z",
         "(1 - beta).sqrt() * x_tm1 + beta * z",
-        "there in eq. 4",
+        "in eq. 4",
     ),
     Known(
         "eq2",
         "M20",
         "(1 - beta).sqrt() * x_tm1 + beta.sqrt() * z",
         "(1 - beta) * x_tm1 + beta.sqrt() * z",
-        "there in eq. 4",
+        "in eq. 4",
     ),
     # eq. 4
     Known("eq4", "M2", "(1 - alpha_bar).sqrt() * eps", "(1 - alpha_bar) * eps"),
@@ -146,7 +139,7 @@ PATCHES = (
         "M8",
         "alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps",
         "alpha_bar * x_0 + (1 - alpha_bar) * eps",
-        "there in eq. 2",
+        "in eq. 2",
     ),
     Known(
         "eq4",
@@ -225,14 +218,14 @@ PATCHES = (
         "M2",
         "(x_t - (1 - alpha_bar).sqrt() * eps_hat) / alpha_bar",
         "(x_t - (1 - alpha_bar) * eps_hat) / alpha_bar",
-        "there in eq. 4",
+        "in eq. 4",
     ),
     Known(
         "eq15",
         "M20",
         "eps_hat) / alpha_bar.sqrt()",
         "eps_hat) / alpha_bar",
-        "there in eq. 4",
+        "in eq. 4",
     ),
     Known(
         "eq15",
@@ -253,7 +246,7 @@ PATCHES = (
         "M2",
         "beta / (1 - alpha_bar).sqrt() * eps_hat",
         "beta / (1 - alpha_bar) * eps_hat",
-        "there in eq. 4",
+        "in eq. 4",
     ),
     Known(
         "eq11",
@@ -381,13 +374,6 @@ PATCHES = (
         "algorithm2",
         "",
         "range(s.T, 0, -1)",
-        "range(s.T - 1, -1, -1)",
-        "t counts from 0, as an array does; here t is the paper's, T..1",
-    ),
-    Known(
-        "algorithm2",
-        "",
-        "range(s.T, 0, -1)",
         "range(1, s.T + 1)",
         "t must go down, from T to 1",
     ),
@@ -490,7 +476,7 @@ PATCHES = (
         "",
         "(eps - eps_hat).square().mean()",
         "(eps - eps_hat).square().sum()",
-        "a sum over the batch too: the loss would grow with the batch",
+        "the sum is over the batch too: the loss would grow with the batch",
     ),
     Known(
         "eq14",
@@ -663,8 +649,8 @@ PATCHES = (
         "    a, b = torch.where(right, -b, a), torch.where(right, -a, b)\n",
         "    p = torch.special.ndtr(b) - torch.special.ndtr(a)\n"
         "    return p.clamp(min=1e-12).log()\n",
-        "a floor of 1e-12 hides what Φ(b) - Φ(a) loses far from the mean; the authors' "
-        "code has it too",
+        "the floor of 1e-12 hides what Φ(b) - Φ(a) loses far from the mean, as it does "
+        "in the authors' code",
     ),
     Known(
         "eq13",
@@ -694,28 +680,28 @@ PATCHES = (
         "M22",
         "h = h + self.dense(emb)[:, :, None, None]",
         "h = self.dense(emb)[:, :, None, None].expand_as(h)",
-        "there in another block",
+        "of another block",
     ),
     Known(
         "block",
         "P4b",
         "        h = h + self.dense(emb)[:, :, None, None]\n",
         "",
-        "there in the whole network",
+        "of the whole network",
     ),
     Known(
         "block",
         "D5",
         "h = self.conv1(F.silu(self.norm1(x)))",
         "h = self.conv1(F.silu(x))",
-        "there of attention",
+        "of attention",
     ),
     Known(
         "block",
         "D5",
         "self.dropout(F.silu(self.norm2(h)))",
         "self.dropout(F.silu(h))",
-        "there of attention",
+        "of attention",
     ),
     Known(
         "block",
@@ -814,11 +800,13 @@ def shifted(e: Exercise, by: int) -> Callable[..., Any]:
 def said(k: Known) -> str:
     """What the grader says of a mistake, by its published name if it has one."""
     if not k.id:
-        return f"{k.says[0].upper()}{k.says[1:]}."
+        first = k.says.partition(" ")[0]  # a word, which begins a sentence, or a letter
+        begin = first.capitalize() if first.islower() and len(first) > 2 else first
+        return f"{begin}{k.says[len(first) :]}."
     who, right, sources = published(k.id)
     if k.says and not k.shift:
-        return f"The slip of {k.id}, {k.says}: {who}.{sources}"
-    return f"This is {k.id}, a published mistake: {who}.{sources}\nRight: {right}."
+        return f"This is the slip of {k.id}, published {k.says}: {who}{sources}."
+    return f"This is {k.id}, a published mistake: {who}{sources}.\nRight: {right}."
 
 
 SOURCES = {

@@ -232,7 +232,7 @@ def composed(f: F) -> Seen:
         a, b = (f(SMALL, one(x), step, one(1 - x)) for x in (1.0, 0.0))
         gap = a.square() - a2, b.square() - v
         for what, x in zip(("mean", "variance"), gap, strict=True):
-            yield f"{what} of eq. 4 less {t} steps of eq. 2", x.abs().max() > 1e-9
+            yield f"is the {what} that of {t} steps of eq. 2?", bool(x.abs() < 1e-9)
 
 
 def unit_variance(f: F) -> Seen:
@@ -349,9 +349,11 @@ def loop_x_0_hat(f: F) -> Seen:
             root = (1 - SMALL.alpha_bar[step]).sqrt()
             x = (x_t - root * x_t / 2) / SMALL.alpha_bar[step].sqrt()
             off = (x_0_hat - (x.clamp(-1, 1) if clip else x)).abs().max()
-            yield f"error of x̂_0 (eq. 15), t = {step}, clip_x_0 = {clip}", off > 1e-6
+            case = f"is x̂_0 eq. 15's at t = {step}, clip_x_0 = {clip}?"
+            yield case, bool(off < 1e-6)
     found, _, _ = loop(f, clip_x_0=True)
-    yield "largest |x_0| from clip_x_0", found[-1][1].abs().max() > 1 + 1e-6
+    inside = bool(found[-1][1].abs().max() < 1 + 1e-6)
+    yield "is x_0 inside [-1, 1] with clip_x_0?", inside
 
 
 def loop_generator(f: F) -> Seen:
@@ -780,8 +782,8 @@ def decoded(f: F) -> Seen:
 
 def decoded_at_the_ends(f: F) -> Seen:
     for v, mean in itertools.product((0, 255), (0.0, 1.0, -1.0, 1.5, -1.5)):
-        case = f"level {v} (x = {v / 127.5 - 1:g}), μ = {mean:g}, σ_1² = 0.01"
-        yield case, f(level(v), level(mean), 0.01)
+        case = f"level {v} (x = {v / 127.5 - 1:g}), μ = {mean:g}, σ_1² = 1"
+        yield case, f(level(v), level(mean), 1.0)
 
 
 def levels_sum_to_one(f: F) -> Seen:

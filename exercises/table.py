@@ -191,7 +191,7 @@ EXERCISES = (
         "the log probability of an 8-bit level under N(μ, σ_1²)",
         "Return ln of the integral for each number. Level v is the bin from\n"
         "(v - ½)/127.5 - 1 to (v + ½)/127.5 - 1. torch.special.ndtr is Φ, log_ndtr\n"
-        "is ln Φ.",
+        "is ln Φ. FAR stands for ∞.",
         (
             "The integral of a Gaussian between two ends is a difference of two Φ. The "
             "first and the last bin reach to infinity.",

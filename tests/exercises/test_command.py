@@ -204,6 +204,8 @@ def test_check_from_the_first_to_the_last_word(reader, capfd, monkeypatch):
     then knows what was right, wrong and changed; nothing is written outside my_ddpm/.
     """
     monkeypatch.setattr(command.verdicts, "__defaults__", (3.0,))
+    page = (OURS.parent / "docs/exercises.md").read_text(encoding="utf-8")
+    example = page.partition("```text\n")[2].partition("```")[0]
     write(reader, "eq2", EQ_2)
     write(reader, "eq4", M2)
     write(reader, "eq7", "return x_t[99]")
@@ -224,6 +226,7 @@ def test_check_from_the_first_to_the_last_word(reader, capfd, monkeypatch):
         "eq15 took more than 3 s",
         "eq12 ended or blocked the process that checks it (exit code 7)",
         "eq14 is wrong.",
+        example,
         "M31",
         "not yet: alpha_bar,",
     ):
@@ -253,9 +256,7 @@ def test_the_list_knows_what_is_done(reader, capsys, monkeypatch):
     write(reader, "eq4", EQ_4)
     assert listed(capsys)["eq4"] == "unchecked"
     assert run("check", "eq4") == 0
-    assert (
-        "Next: alpha_bar, section 2, at my_ddpm/schedule.py" in capsys.readouterr().out
-    )
+    assert "Next: eq7, eq. 7, at my_ddpm/forward.py" in capsys.readouterr().out
     assert listed(capsys)["eq4"] == "right"
     write(reader, "eq2", EQ_2)  # another exercise of the same module
     states = listed(capsys)
@@ -422,3 +423,10 @@ def test_names_are_found_as_people_write_them():
     assert command.named("L_tm1").name == "L_tm1"
     with pytest.raises(UnusableError):
         command.named("")
+
+
+def test_the_page_lists_the_exercises():
+    """docs/exercises.md has each, in order, with its equation and function."""
+    page = (OURS.parent / "docs/exercises.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| `(.*?)` in .*? \| (.*) \|$", page, re.M)
+    assert rows == [(e.name, e.source, e.function, e.asks) for e in EXERCISES]
