@@ -1,9 +1,14 @@
-"""The paper's CIFAR-10 run (section 4, appendix B): train, sample, save, go on.
+r"""The paper's CIFAR-10 run (section 4, appendix B): train, sample, save, go on.
 
     python train_cifar.py --data data --download       # fetches 162 MiB first
     python train_cifar.py --data data --resume         # goes on from the checkpoint
     python train_cifar.py --data data --smoke          # a minute on a CPU, narrow net
     torchrun --nproc-per-node=4 train_cifar.py --data data
+
+On two machines that share the folder --out, the same on each, with its own NODE (0, 1):
+
+    torchrun --nnodes=2 --node-rank=NODE --nproc-per-node=4 --max-restarts=0 \
+        --master-addr=FIRST-MACHINE --master-port=29500 train_cifar.py --data data
 
 --data is the folder that holds cifar-10-batches-bin, that folder itself, or one .bin
 file of its records. In --out: checkpoint.pt, figures.json, loss.png, and grids of
@@ -20,17 +25,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tinyddpm.data import drawer
+from tinyddpm.data import drawer, to_uint8
 from tinyddpm.sampler import sample
 from tinyddpm.schedule import linear_schedule
 from tinyddpm.unet import UNet
 from tinyddpm.workshop.download import download_cifar10
-from tinyddpm.workshop.pictures import grid, save_png, to_uint8
+from tinyddpm.workshop.interrupts import trouble_explained
+from tinyddpm.workshop.pictures import grid, save_png
 from tinyddpm.workshop.processes import join, rank, wait_for_all
 from tinyddpm.workshop.progress import Progress, errors_as_sentences
 from tinyddpm.workshop.readers import read_cifar10, read_cifar10_file
-from tinyddpm.workshop.run import fit, trouble_explained
-from tinyddpm.workshop.scripts import PictureConfig, command_line, sampling
+from tinyddpm.workshop.run import fit
+from tinyddpm.workshop.scripts import (
+    PictureConfig,
+    command_line,
+    sampling,
+    settled,
+)
 from tinyddpm.workshop.settings import pick_device
 from tinyddpm.workshop.state import Record
 
@@ -58,18 +69,19 @@ class Config(PictureConfig):
 SMOKE = Config(
     out="out/cifar-smoke", steps=120, batch=16, lr=1e-3, warmup=20, ema=0.97,
     log_every=10, save_every=60,
-    bf16=True, T=100, base=32, multipliers=(1, 2, 2), attention=(2,), samples=16,
+    T=100, base=32, multipliers=(1, 2, 2), attention=(2,), samples=16,
     sample_every=120, clip_x_0=True,
 )  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
     more = {"--download": "fetch CIFAR-10 first"}
-    c, args = command_line(argv, __doc__, Config(), {"--smoke": SMOKE}, more)
+    c, args = command_line(argv, __doc__, Config(), {"--smoke": SMOKE}, more, True)
     device, restarted = join(pick_device(c.device), Path(c.out) / "checkpoint.pt")
     if args.download and rank() == 0:
         download_cifar10(c.data)
     wait_for_all()
+    c = settled(c, device, args.resume or restarted)
     images = read(c.data).to(device)
     if rank() == 0:
         print(*(f"{f.name} = {getattr(c, f.name)}" for f in fields(c)), sep="\n")
@@ -105,9 +117,9 @@ def train(c: Config, net: nn.Module, images: Tensor, resume: bool) -> None:
     progress = Progress(out, c, net, calls=(c.T, c.samples))
 
     def save_samples(step: int, ema: nn.Module) -> None:
-        with sampling(c, images.device) as generator:
+        with sampling(c, ema) as (eps_theta, generator):
             shape = (c.samples, 3, 32, 32)
-            x_0 = sample(s, ema, shape, generator, clip_x_0=c.clip_x_0)
+            x_0 = sample(s, eps_theta, shape, generator, clip_x_0=c.clip_x_0)
         save_png(out / f"step-{step:06}.png", grid(to_uint8(x_0)))
 
     def log(r: Record) -> None:

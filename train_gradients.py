@@ -3,14 +3,13 @@
     python train_gradients.py
     python train_gradients.py --height 5 --width 5 --steps 2000
 
-The least loss that any network can reach is known exactly for these pictures, and so is
-the network that reaches it (`tinyddpm/beyond/oracle.py`); what is printed at the end is
-compared with both. In --out: samples.png, real and generated pictures; strip.png,
-the forward process above the reverse one; loss.png, the loss curve with that floor;
+For these pictures the least loss that any network can reach is known exactly, and so is
+the network that reaches it (`tinyddpm/beyond/oracle.py`). What is printed at the end
+stands beside both. In --out: samples.png, real and generated pictures; strip.png, the
+forward process above the reverse one; loss.png, the loss curve with that floor;
 figures.json; live.html, a page on which the network runs Algorithm 2 in a browser.
 """
 
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,11 @@ from typing import Annotated, Any
 import torch
 from torch import Generator, Tensor, nn
 
-from tinyddpm.beyond.gradients import gradient_drawer, gradient_images, gradient_ramp
+from tinyddpm.beyond.gradients import (
+    gradient_drawer,
+    gradient_images,
+    held_against_the_law,
+)
 from tinyddpm.beyond.oracle import gradient_floor, gradient_oracle
 from tinyddpm.bound import bits_per_dim
 from tinyddpm.data import to_float, to_uint8
@@ -129,40 +132,6 @@ def loss_above_floor(
     with torch.no_grad():
         off = (ema(x_t, t) - oracle(x_t, t)).double()
     return t, off.square().flatten(1).mean(1)
-
-
-def held_against_the_law(x_0: Tensor) -> dict[str, float]:
-    """How near pictures are to gradients between two uniform colours.
-
-    Each channel is x_0 = (1-g) a + g b and a rest, by least squares. The rest is 0 for
-    the data; a and b are uniform on 256 levels, which Kolmogorov's test compares:
-    the largest difference of the distribution functions, and how likely one as large
-    is for as many uniform numbers.
-    """
-    g = gradient_ramp(*x_0.shape[2:]).flatten()
-    basis = torch.stack([1 - g, g])
-    x = x_0.double().flatten(2)
-    colours = x @ torch.linalg.pinv(basis)  # (B, C, 2)
-    rest = x - colours @ basis
-    u = (((colours + 1) * 127.5 + 0.5) / 256).flatten().sort().values.clamp(0, 1)
-    n = len(u)
-    above = torch.arange(1, n + 1, dtype=torch.float64) / n - u
-    distance = float(torch.maximum(above, 1 / n - above).max())
-    return {
-        "rms_outside_the_plane": 127.5 * float(rest.square().mean().sqrt()),
-        "energy_outside_the_plane": float(rest.square().sum() / x.square().sum()),
-        "colours": n,
-        "kolmogorov_distance": distance,
-        "kolmogorov_p": kolmogorov_p(distance * math.sqrt(n)),
-    }
-
-
-def kolmogorov_p(z: float) -> float:
-    """P(√n D_n > z) for large n: 2 Σ_{k>=1} (-1)^{k-1} exp(-2 k² z²), Kolmogorov."""
-    if z < 0.2:
-        return 1.0  # to ten digits, and the series would need many terms
-    terms = (math.exp(-2 * (k * z) ** 2) * (-1) ** (k - 1) for k in range(1, 101))
-    return 2 * sum(terms)
 
 
 def save_pictures(out: Path, s: Schedule, ema: nn.Module, c: Config) -> None:

@@ -19,7 +19,13 @@ from tinyddpm.workshop.download import download_fashion_mnist
 from tinyddpm.workshop.pictures import grid, save_png
 from tinyddpm.workshop.progress import Progress, errors_as_sentences
 from tinyddpm.workshop.readers import read_idx_images
-from tinyddpm.workshop.scripts import SHORT, PictureConfig, command_line, sampling
+from tinyddpm.workshop.scripts import (
+    SHORT,
+    PictureConfig,
+    command_line,
+    sampling,
+    settled,
+)
 from tinyddpm.workshop.settings import pick_device
 
 HERE = {"data": "data/fashion", "out": "out/fashion"}
@@ -35,6 +41,7 @@ def main(argv: list[str]) -> None:
     more = {"--download": "fetch the files first"}
     c, args = command_line(argv, __doc__, MINUTES, {"--full": FULL}, more)
     device, s, out = pick_device(c.device), linear_schedule(c.T), Path(c.out)
+    c = settled(c, device, args.resume)
     if args.download:
         download_fashion_mnist(c.data)
     draw = drawer(read(Path(c.data)).to(device))
@@ -45,8 +52,10 @@ def main(argv: list[str]) -> None:
     ema = fit(s, net, draw, c, progress, out / "checkpoint.pt", args.resume)
     progress.close()
 
-    with sampling(c, device) as generator:
-        x_0 = sample(s, ema, (c.samples, 1, 32, 32), generator, clip_x_0=c.clip_x_0)
+    with sampling(c, ema) as (eps_theta, generator):
+        x_0 = sample(
+            s, eps_theta, (c.samples, 1, 32, 32), generator, clip_x_0=c.clip_x_0
+        )
     save_png(out / "grid.png", grid(to_uint8(x_0)))
 
 

@@ -21,7 +21,13 @@ from tinyddpm.unet import ResBlock, SelfAttention
 from tinyddpm.workshop.pictures import grid, save_png
 from tinyddpm.workshop.progress import Progress, errors_as_sentences
 from tinyddpm.workshop.readers import read_image_folder
-from tinyddpm.workshop.scripts import SHORT, PictureConfig, command_line, sampling
+from tinyddpm.workshop.scripts import (
+    SHORT,
+    PictureConfig,
+    command_line,
+    sampling,
+    settled,
+)
 from tinyddpm.workshop.settings import pick_device
 
 
@@ -48,6 +54,7 @@ FULL = Config(
 def main(argv: list[str]) -> None:
     c, args = command_line(argv, __doc__, MINUTES, {"--full": FULL})
     device, s, out = pick_device(c.device), linear_schedule(c.T), Path(c.out)
+    c = settled(c, device, args.resume)
     images, _, folders = read_image_folder(c.data, c.size)
     print(f"{len(images)} photos in {len(folders)} folders, {c.size}x{c.size}")
     draw = drawer(images.to(device), flip=True)
@@ -62,9 +69,9 @@ def main(argv: list[str]) -> None:
     ema = fit(s, net, draw, c, progress, out / "checkpoint.pt", args.resume)
     progress.close()
 
-    with sampling(c, device) as generator:
+    with sampling(c, ema) as (eps_theta, generator):
         shape = (c.samples, 3, c.size, c.size)
-        x_0 = sample(s, ema, shape, generator, clip_x_0=c.clip_x_0)
+        x_0 = sample(s, eps_theta, shape, generator, clip_x_0=c.clip_x_0)
     save_png(out / "grid.png", grid(to_uint8(x_0)))
 
 

@@ -22,7 +22,13 @@ from tinyddpm.beyond.guidance import sometimes_without_class
 from tinyddpm.workshop.pictures import grid, save_gif, save_png
 from tinyddpm.workshop.progress import Progress, errors_as_sentences
 from tinyddpm.workshop.readers import read_npy_images, read_npy_labels
-from tinyddpm.workshop.scripts import SHORT, PictureConfig, command_line, sampling
+from tinyddpm.workshop.scripts import (
+    SHORT,
+    PictureConfig,
+    command_line,
+    sampling,
+    settled,
+)
 from tinyddpm.workshop.settings import pick_device
 
 
@@ -46,6 +52,7 @@ FRAMES = 50  # of the animation
 def main(argv: list[str]) -> None:
     c, args = command_line(argv, __doc__, MINUTES, {"--full": FULL})
     device, s, out = pick_device(c.device), linear_schedule(c.T), Path(c.out)
+    c = settled(c, device, args.resume)
     images, labels = read_npy_images(c.data), read_npy_labels(c.labels)
     none = int(labels.max()) + 1  # the class after the last one
     draw = drawer(images.to(device), labels.to(device))
@@ -59,9 +66,9 @@ def main(argv: list[str]) -> None:
     progress.close()
 
     classes = torch.arange(none + 1, device=device).repeat_interleave(c.samples)
-    with sampling(c, device) as g:
+    with sampling(c, ema) as (eps_theta, g):
         x_T = torch.randn(len(classes), colours, *size, generator=g, device=device)
-        of_class = partial(ema, c=classes)  # ε_θ(x_t, t, c) as a function of x_t and t
+        of_class = partial(eps_theta, c=classes)  # a function of x_t and t alone
         loop = p_sample_loop(s, of_class, x_T, g, clip_x_0=c.clip_x_0)
         frames = [to_uint8(x_t) for t, x_t, _ in loop if t % max(1, s.T // FRAMES) == 0]
     save_png(out / "grid.png", grid(frames[-1], c.samples))

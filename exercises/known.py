@@ -630,9 +630,9 @@ PATCHES = (
     Known(
         "eq13",
         "P10b",
-        "    low = ((level - 0.5) / 127.5 - 1).masked_fill(level == 0, -FAR)\n"
-        "    high = ((level + 0.5) / 127.5 - 1).masked_fill(level == 255, FAR)",
-        "    low = (level - 0.5) / 127.5 - 1\n    high = (level + 0.5) / 127.5 - 1",
+        "    a = ((low - mean) / variance**0.5).masked_fill(level == 0, -FAR)\n"
+        "    b = ((high - mean) / variance**0.5).masked_fill(level == 255, FAR)",
+        "    a, b = (low - mean) / variance**0.5, (high - mean) / variance**0.5",
     ),
     Known(
         "eq13",
@@ -655,17 +655,20 @@ PATCHES = (
     Known(
         "eq13",
         "",
-        "(low - mean) / math.sqrt(variance), (high - mean) / math.sqrt(variance)",
-        "(low - mean) / variance, (high - mean) / variance",
+        "    a = ((low - mean) / variance**0.5).masked_fill(level == 0, -FAR)\n"
+        "    b = ((high - mean) / variance**0.5).masked_fill(level == 255, FAR)",
+        "    a = ((low - mean) / variance).masked_fill(level == 0, -FAR)\n"
+        "    b = ((high - mean) / variance).masked_fill(level == 255, FAR)",
         "the division is by σ_1, the root of the variance",
     ),
     Known(
         "eq13",
         "",
-        "    low = ((level - 0.5) / 127.5 - 1).masked_fill(level == 0, -FAR)\n"
-        "    high = ((level + 0.5) / 127.5 - 1).masked_fill(level == 255, FAR)",
-        "    low = ((level - 0.5) / 127.5 - 1).masked_fill(level == 0, -math.inf)\n"
-        "    high = ((level + 0.5) / 127.5 - 1).masked_fill(level == 255, math.inf)",
+        "    a = ((low - mean) / variance**0.5).masked_fill(level == 0, -FAR)\n"
+        "    b = ((high - mean) / variance**0.5).masked_fill(level == 255, FAR)",
+        "    low = low.masked_fill(level == 0, -math.inf)\n"
+        "    high = high.masked_fill(level == 255, math.inf)\n"
+        "    a, b = (low - mean) / variance**0.5, (high - mean) / variance**0.5",
         "with ∞ itself the derivative is nan; FAR, which is 1e30, stands for it",
     ),
     Known(
@@ -827,7 +830,7 @@ def published(name: str) -> tuple[str, str, str]:
     """Where a mistake stands, what is right, and what the abbreviations mean."""
     from tests.mutation.mistakes import MISTAKES
 
-    m = next(m for m in MISTAKES if m.name == name)
+    m = next(m for m in MISTAKES if name.split(", ")[0] in m.name.split(", "))
     words = m.who.replace(":", " ").replace(",", " ").split()
     meant = dict.fromkeys(f"{w} is {SOURCES[w]}" for w in words if w in SOURCES)
     return m.who, m.right, f" ({'; '.join(meant)})" if meant else ""

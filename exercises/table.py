@@ -191,14 +191,14 @@ EXERCISES = (
         "the log probability of an 8-bit level under N(μ, σ_1²)",
         "Return ln of the integral for each number. Level v is the bin from\n"
         "(v - ½)/127.5 - 1 to (v + ½)/127.5 - 1. torch.special.ndtr is Φ, log_ndtr\n"
-        "is ln Φ. FAR stands for ∞.",
+        "is ln Φ. FAR stands for ∞, in units of σ_1.",
         (
             "The integral of a Gaussian between two ends is a difference of two Φ. The "
             "first and the last bin reach to infinity.",
             "Far from the mean Φ(b) - Φ(a) is 1 - 1 in float64. To the left of the "
             "mean ln Φ keeps its digits: mirror a bin that lies right of it, (a, b) to "
             "(-b, -a).",
-            "With a, b the ends minus the mean, over σ_1 = √variance, mirrored where a "
+            "With a, b the ends minus the mean, over variance**0.5, mirrored where a "
             "> -b: log_ndtr(b) + log(-expm1(log_ndtr(a) - log_ndtr(b))); ±1e30 stands "
             "for ±∞",
         ),

@@ -1,7 +1,7 @@
 """What the tests draw: schedules, steps, shapes, dtypes and batches.
 
-What lives here: hypothesis strategies used by more than one file, each limit with its
-reason. Hypothesis does not seed torch, so random tensors come from a drawn seed.
+Each limit has its reason beside it. Hypothesis does not seed torch, so random tensors
+come from a drawn seed.
 """
 
 import math

@@ -62,8 +62,8 @@ class Schedule:
         if choice == "fixedlarge" and self.T > 1:
             return torch.cat([self.beta[:1], self.beta_tilde[2:3], self.beta[2:]])
         raise ValueError(
-            f"sigma2 must be 'beta', 'beta_tilde' or, for T >= 2, 'fixedlarge', got "
-            f"{choice!r} and T = {self.T}"
+            f"sigma2 must be 'beta', 'beta_tilde' or, for T >= 2, 'fixedlarge' (which "
+            f"eq. 13 takes for 'beta_tilde' too), got {choice!r} and T = {self.T}"
         )
 
     def to(self, device: torch.device | str) -> "Schedule":

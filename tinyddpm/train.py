@@ -21,7 +21,7 @@ from torch.optim import Adam, Optimizer
 from .data import Draw
 from .forward import q_sample
 from .sampler import randn_like
-from .schedule import Schedule, at, same_shape
+from .schedule import Schedule, at, check_range, same_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,7 @@ def L_simple(
     Returns: a scalar.
     """
     x_t = q_sample(s, x_0, t, eps)
+    check_range("t", t, 1, s.T)  # eq. 4 takes t = 0 too
     eps_hat = eps_theta(x_t, t, *c)
     same_shape("eps_theta(x_t, t)", eps_hat, eps)
     loss: Tensor = (eps - eps_hat).square().mean()

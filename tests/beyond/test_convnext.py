@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.paper.test_unet import batch, filled
-from tests.strategies import normal, seeds, share
 from tinyddpm.beyond.convnext import ConvNeXtBlock, LinearAttention
 from tinyddpm.unet import ResBlock, SelfAttention, UNet
+
+from ..helpers import filled, unet_batch
+from ..strategies import normal, seeds, share
 
 plug_ins = pytest.mark.parametrize(
     ("block", "attention"),
@@ -29,7 +30,7 @@ def test_they_go_into_the_u_net(block, attention):
     see; and the output depends on t and on each pixel of x.
     """
     net = UNet(2, 8, (1, 2), dropout=0.0, block=block, attention=attention)
-    x, t = batch()
+    x, t = unet_batch()
     assert net(x.float(), t).abs().max() == 0
     net, x = filled(net), x.requires_grad_()
     eps_hat = net(x, t)
@@ -45,7 +46,7 @@ def test_they_go_into_the_u_net(block, attention):
 def test_under_autocast(block, attention):
     """bfloat16 for products: near the exact result (2⁻⁹ a rounding, some 50 times)."""
     net = filled(UNet(2, 8, (1, 2), block=block, attention=attention)).float()
-    x, t = batch()
+    x, t = unet_batch()
     exact = net(x.float(), t)
     with torch.autocast("cpu", torch.bfloat16):
         eps_hat = net(x.float(), t)

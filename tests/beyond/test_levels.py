@@ -1,8 +1,7 @@
-"""Laws of the toy's exact sums: the posterior of two levels, and its quadrature.
+"""The toy's exact sums: the posterior of two levels, and its quadrature.
 
-What lives here: `levels.py` against the sum over all 65,536 pairs, written out, and
-against integrals known in closed form. What does not: what the sums are for
-(`test_oracle.py`).
+Held against the sum over all 65,536 pairs, written out, and against integrals known in
+closed form.
 """
 
 import math

@@ -48,7 +48,7 @@ def test_the_named_test_exists(mistake):
 
 
 def test_a_name_of_no_entry_is_an_error(capsys):
-    """`python -m tests.mutation.mistakes M99` must not print an empty table and be content."""
+    """`python -m tests.mutation.mistakes M99` must not end as if all were well."""
     assert main(["M3", "M99"]) == 2
     assert "M99" in capsys.readouterr().err
 

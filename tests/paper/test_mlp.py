@@ -1,17 +1,14 @@
-"""Laws of the toy's noise predictor and of the time embedding (App. B).
+"""The toy's network: what any ε_θ must keep, on small MLPs in float64.
 
-What lives here: what any ε_θ must keep, on small MLPs in float64. Its gradients against
-the NumPy autograd are in `test_autograd.py`.
+Its gradients are held against the NumPy autograd in `reference/test_autograd.py`.
 """
-
-import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyddpm.mlp import MLP, time_embedding
+from tinyddpm.mlp import MLP
 
 from ..strategies import normal, seeds
 
@@ -72,44 +69,8 @@ def test_a_batch_of_mixed_t_is_its_items_one_by_one(seed):
 
 
 def test_the_default_is_the_toys():
-    """About 140,000 weights at 3x5x5, and a network is rebuilt from its arguments."""
-    net = MLP((3, 5, 5))
-    assert sum(p.numel() for p in net.parameters()) == 127_244
-    again = MLP(**net.arguments)
-    again.load_state_dict(net.state_dict())
-    assert again.arguments == net.arguments
-
-
-@given(st.floats(0, 1e4), st.integers(2, 40).map(lambda half: 2 * half))
-def test_time_embedding_is_all_sines_then_all_cosines(t, dim):
-    """App. B: sin(ω_i t) and cos(ω_i t), ω from 1 down to 1/10000 in even ratios.
-
-    sin² + cos² = 1 tells which pairs belong together; ω is read off by the derivative.
-    """
-    t = torch.tensor([t], dtype=torch.float64)
-    table, slope = torch.autograd.functional.jvp(
-        lambda t: time_embedding(t, dim), t, torch.ones_like(t)
-    )
-    sin, cos = table[0].chunk(2)
-    torch.testing.assert_close(
-        sin**2 + cos**2, torch.ones_like(sin), rtol=0, atol=1e-14
-    )
-    omega = slope[0].chunk(2)[0] * cos - slope[0].chunk(2)[1] * sin
-    assert abs(float(omega[0]) - 1) < 1e-12
-    assert abs(float(omega[-1]) - 1e-4) < 1e-12
-    ratios = omega[1:] / omega[:-1]
-    even = torch.full_like(ratios, math.exp(-math.log(1e4) / (dim // 2 - 1)))
-    torch.testing.assert_close(ratios, even, rtol=1e-9, atol=0)
-    at_zero = time_embedding(torch.zeros(1), dim)
-    assert at_zero.dtype == torch.float32
-    assert at_zero[0].tolist() == [0.0] * (dim // 2) + [1.0] * (dim // 2)
-
-
-@pytest.mark.parametrize("dim", [0, 2, 5])
-def test_time_embedding_refuses_odd_and_tiny_widths(dim):
-    """At 2 the exponent's denominator dim/2 - 1 is 0; an odd width has no pairs."""
-    with pytest.raises(ValueError, match=f"even and >= 4, got {dim}"):
-        time_embedding(torch.ones(1), dim)
+    """127,244 weights at 3x5x5: what the README's toy trains."""
+    assert sum(p.numel() for p in MLP((3, 5, 5)).parameters()) == 127_244
 
 
 @pytest.mark.parametrize(

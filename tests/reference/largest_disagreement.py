@@ -1,7 +1,7 @@
 """How far apart torch and the NumPy engine were in the laws of `test_autograd.py`.
 
-`python -m tests.reference.largest_disagreement` runs them and prints, for each network, the
-largest of max|torch - NumPy| / max|NumPy| over L_simple, x_t and every parameter.
+`python -m tests.reference.largest_disagreement` runs them and prints, for each network,
+the largest of max|torch - NumPy| / max|NumPy| over L_simple, x_t and every parameter.
 HYPOTHESIS_PROFILE says how many examples.
 """
 

@@ -1,9 +1,6 @@
 """Reverse-mode automatic differentiation over NumPy float64 arrays.
 
-What lives here: `Node`, the operations on it that the networks need, and `gradients`.
-What does not: any network (`numpy_networks.py`), anything of torch.
-
-How it works. A node holds an array and, for each node it was made from, a pullback:
+A node holds an array and, for each node it was made from, a pullback:
 the function that takes dL/d(this node) to this node's share of dL/d(that parent).
 Only the operations that change numbers in a way of their own have a pullback written
 by hand; the others (mean, softmax, convolution, group norm, ...) are composed of those.

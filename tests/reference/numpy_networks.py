@@ -1,9 +1,8 @@
 """The noise predictors in NumPy, from their description, for autograd.
 
-What lives here: ε_θ(x_t, t) as functions of a table of named weights, the U-Net from
-App. B, the toy's perceptron from its docstring. What does not: initialisation and
-dropout. Of the torch code, the names and shapes of the weights are taken over, so that
-they can be copied across by name.
+ε_θ(x_t, t) is a function of a table of named weights: the U-Net from App. B, the toy's
+network from its docstring. Of the torch code only the names and shapes of the weights
+are taken over, so that they can be copied across by name; there is no dropout.
 
 Tables of weights are {name: Node}; pictures are Nodes (B, C, H, W); t is an array (B,).
 """

@@ -1,9 +1,8 @@
 """The paper's results by another road than the code under test, in NumPy float64.
 
-What lives here: eq. 2 iterated, Gaussians multiplied by their precisions, Bayes on a
-grid, derivatives by differences, integrals by quadrature. What does not: any formula
-copied from the package; where one is proved in the paper, we start from what it is
-proved from.
+Eq. 2 is iterated, Gaussians are multiplied by their precisions, Bayes' rule is taken on
+a grid, derivatives are differences and integrals sums. No formula is copied from the
+package: where one is proved in the paper, we start from what it is proved from.
 
 `beta` is (T,), β_1..β_T; t is (B,), 1..T; pictures are (B, ...).
 """
@@ -12,19 +11,6 @@ import math
 
 import numpy as np
 from numpy import ndarray
-
-
-def linear_beta(T: int, beta_1: float, beta_T: float) -> ndarray:
-    """Section 4: the straight line from (1, β_1) to (T, β_T); T = 1 is β_1 alone."""
-    return np.interp(np.arange(1, T + 1), [1, max(T, 2)], [beta_1, beta_T])
-
-
-def quadratic_beta(T: int, beta_1: float, beta_T: float) -> ndarray:
-    """The parabola whose root is a line: by Lagrange through its ends and middle."""
-    u = np.linspace(0, 1, T) if T > 1 else np.zeros(1)
-    middle = ((math.sqrt(beta_1) + math.sqrt(beta_T)) / 2) ** 2
-    ends = beta_1 * (1 - u) * (1 - 2 * u) + beta_T * u * (2 * u - 1)
-    return ends + 4 * middle * u * (1 - u)
 
 
 def moments(beta: ndarray) -> tuple[ndarray, ndarray]:

@@ -4,7 +4,8 @@ The law is eq. 14: for the same weights, pictures, t and ε, L_simple and its de
 with respect to every weight and to every pixel of x_t are the same numbers, whether
 torch computes them or the engine of `numpy_autograd.py` does.
 
-`python -m tests.reference.largest_disagreement` prints the largest disagreement for each network.
+`python -m tests.reference.largest_disagreement` prints the largest disagreement of
+each network.
 """
 
 from collections.abc import Callable
@@ -15,9 +16,10 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tinyddpm import train
 from tinyddpm.mlp import MLP
-from tinyddpm.schedule import Schedule, constant_schedule
-from tinyddpm.train import L_simple
+from tinyddpm.schedule import Schedule, constant_schedule, linear_schedule
+from tinyddpm.train import EMA, Hyperparameters, L_simple, algorithm_1
 from tinyddpm.unet import UNet
 
 from ..strategies import normal, schedules, seeds, share, steps
@@ -171,6 +173,39 @@ def test_mlp_gradients_are_those_of_numpy(shape, width, depth, emb, s, seed, dat
     x_0, eps = normal(seed - 1, (B, *shape)), normal(seed - 2, (B, *shape))
     got = by_torch(net, s, x_0, t, eps)
     check("MLP", got, by_numpy(numpy_networks.mlp, net, s, x_0, t, eps))
+
+
+@share(2)
+@given(seeds)
+def test_the_gradient_that_algorithm_1_takes_is_numpys(seed):
+    """Alg. 1 line 5: of each step's own x_0, t, ε and class, and of the weights it has
+    then, L_simple and its gradient are the NumPy engine's, and nothing else is added.
+    """
+    net = UNet(2, 4, (1, 2), (1,), dropout=0.0, num_classes=2).double()
+    randomise(net, seed)
+    s = linear_schedule(50)
+    h = Hyperparameters(steps=3, batch=2, lr=1e-2, warmup=1, seed=seed)
+    steps_taken = 0
+
+    def draw(B, generator):
+        x_0 = torch.rand((B, 2, 4, 4), generator=generator, dtype=torch.float64)
+        return 2 * x_0 - 1, torch.randint(3, (B,), generator=generator)
+
+    def compared(s, eps_theta, x_0, t, eps, c):
+        nonlocal steps_taken
+        steps_taken += 1
+        assert all(p.grad is None for p in net.parameters())
+        want = by_numpy(numpy_networks.unet, net, s, x_0, t, eps, c)
+        loss = train.gradient(s, eps_theta, x_0, t, eps, c)
+        got = {name: p.grad.numpy().copy() for name, p in net.named_parameters()}
+        got |= {"L_simple": loss.numpy(), "x_t": want["x_t"]}
+        check("U-Net", got, want)
+        return loss
+
+    adam = torch.optim.Adam(net.parameters(), h.lr)
+    run = algorithm_1(s, net, draw, h, EMA(net, h.ema), adam, gradient=compared)
+    assert [step for step, _ in run] == [1, 2, 3]
+    assert steps_taken == 3
 
 
 def test_no_weight_escapes_the_check():

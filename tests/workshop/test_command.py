@@ -13,19 +13,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.optim import Adam
 
 from tinyddpm import linear_schedule
+from tinyddpm.beyond.estimate import estimate_bits_per_dim
 from tinyddpm.beyond.gradients import gradient_images
 from tinyddpm.beyond.oracle import gradient_oracle
-from tinyddpm.bound import Bound, bits_per_dim, mean_and_error
+from tinyddpm.beyond.random_coding import RandomReceiver
+from tinyddpm.bound import Bound
 from tinyddpm.coding import receive
+from tinyddpm.data import to_float, to_uint8
 from tinyddpm.mlp import MLP
 from tinyddpm.sampler import interpolate, sample
 from tinyddpm.unet import UNet
-from tinyddpm.workshop.checkpoint import Checkpoint, save_checkpoint
+from tinyddpm.workshop.checkpoint import Checkpoint, description, save_checkpoint
 from tinyddpm.workshop.command import main
-from tinyddpm.workshop.pictures import grid, save_png, to_float, to_uint8
-from tinyddpm.workshop.report import save_rate_distortion_plot, table
+from tinyddpm.workshop.pictures import grid, save_png
+from tinyddpm.workshop.report import mean_and_error, save_rate_distortion_plot, table
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 T, SHAPE = 24, (3, 4, 4)
@@ -39,18 +43,27 @@ def network(seed, shape=SHAPE):
     return net.eval()
 
 
+def adam(net):
+    """The optimiser's state after a step."""
+    optimiser = Adam(net.parameters())
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimiser.step()
+    return optimiser.state_dict()
+
+
 def keep(path, shape=SHAPE):
     """Writes a checkpoint whose EMA and raw weights differ; returns its path."""
     ema, raw = network(0, shape), network(1, shape)
     kept = Checkpoint(
         step=1234,
         config={},
-        network=("MLP", ema.arguments),
+        network=description(ema),
         shape=shape,
         beta=linear_schedule(T).beta[1:],
         weights=raw.state_dict(),
         ema=ema.state_dict(),
-        optimiser={"state": {}},
+        optimiser=adam(raw),
     )
     save_checkpoint(path, kept)
     return path
@@ -113,9 +126,9 @@ def test_interpolate_is_section_4_4(checkpoint, tmp_path):
 
 
 def test_bound_prints_the_bound(checkpoint, tmp_path, capsys):
-    """Eq. 5 of pictures drawn by the seed: the lines hold `bits_per_dim`'s means and
-
-    standard errors, and the tenths of t sum to the sum over t > 1.
+    """Eq. 5 of pictures drawn by the seed: the lines hold the means and standard errors
+    of `estimate_bits_per_dim` over every t, and the tenths of t sum to the sum over
+    t > 1.
     """
     data, v = file_of_pictures(tmp_path / "x.npy")
     plot = tmp_path / "p.png"
@@ -123,7 +136,9 @@ def test_bound_prints_the_bound(checkpoint, tmp_path, capsys):
     said = capsys.readouterr().out
     chosen = torch.randperm(6, generator=torch.Generator().manual_seed(3))
     g = torch.Generator().manual_seed(3)
-    exact = bits_per_dim(linear_schedule(T), network(0), to_float(v[chosen]), g)
+    exact = estimate_bits_per_dim(
+        linear_schedule(T), network(0), to_float(v[chosen]), g
+    )
     lines = {line[:24].strip(): line[24:].split() for line in said.splitlines()}
     for name, values in (
         ("L_T", exact.L_T),
@@ -145,7 +160,7 @@ def test_bound_of_the_toy_ends_with_the_entropy(checkpoint, capsys):
     """The gradients' own law: 2 log2(256)/(H W) = 1 bit/dim at 4x4, beside the bound;
     with few t the columns of rate and error, which need every t, are left out.
     """
-    flags = ("--data", "gradients", "--pictures", 4, "--draws", 2, "--clip")
+    flags = ("--data", "gradients", "--pictures", 4, "--draws", 2, "--clip-x-0")
     assert run("bound", checkpoint, *flags) == 0
     said = capsys.readouterr().out
     assert "clamped" in said
@@ -248,14 +263,14 @@ def test_that_samples_are_of_no_class_is_said(tmp_path, capsys):
     """A network with classes is asked without one here, which stands in the line."""
     net = UNet(1, 8, (1,), (0,), 0.0, num_classes=2)
     kept = Checkpoint(
-        step=1,
+        step=1234,
         config={},
-        network=("UNet", net.arguments),
+        network=description(net),
         shape=(1, 4, 4),
         beta=linear_schedule(T).beta[1:],
         weights=net.state_dict(),
         ema=net.state_dict(),
-        optimiser={"state": {}},
+        optimiser=adam(net),
     )
     save_checkpoint(tmp_path / "c.pt", kept)
     run("sample", tmp_path / "c.pt", "--pictures", 1, "--out", tmp_path / "a.png")
@@ -342,7 +357,9 @@ def test_send_gradient_sends_a_file_that_holds_the_picture(
     example("send_gradient", monkeypatch, "--T", 25, "--out", tmp_path)
     assert "received exactly" in capsys.readouterr().out
     s, message = linear_schedule(25), (tmp_path / "message.bin").read_bytes()
-    *_, (_, x_0, _) = receive(s, gradient_oracle(s, 8, 8), message, (1, 3, 8, 8))
+    *_, (_, x_0, _) = receive(
+        s, gradient_oracle(s, 8, 8), (1, 3, 8, 8), RandomReceiver(message)
+    )
     g = torch.Generator().manual_seed(0)
     assert torch.equal(to_uint8(x_0), to_uint8(gradient_images(1, 8, 8, g)))
     with Image.open(tmp_path / "strip.png") as strip:

@@ -1,10 +1,13 @@
 """write_whole: a file appears whole, or nothing changes."""
 
 import os
+import stat
+import subprocess
+import sys
 
 import pytest
 
-from tinyddpm.workshop.files import write_whole
+from tinyddpm.workshop.files import only_run, write_whole
 
 
 def test_a_file_has_its_name_only_when_it_is_whole(tmp_path):
@@ -84,8 +87,77 @@ def test_a_full_disk_says_which_file_it_had_no_room_for(tmp_path):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     """Below a file there is no folder: an OSError with the path and what to do."""
     (tmp_path / "a").write_bytes(b"")
-    with pytest.raises(OSError, match=r"cannot write .*a/b/c\.png .*give a folder"):
-        write_whole(tmp_path / "a" / "b" / "c.png").__enter__()
+    path = tmp_path / "a" / "b" / "c.png"
+    for opens in (write_whole, only_run):
+        with pytest.raises(OSError, match=r"cannot write .*a/b/c\.png .*give a folder"):
+            opens(path).__enter__()
+
+
+def test_what_a_killed_process_left_behind_is_cleared(tmp_path):
+    """Temporary files do not pile up; those of living processes and of other files,
+    and what is no temporary file, stay. The name is a name, not a pattern."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    path = tmp_path / "run[ab].pt"
+    left = tmp_path / f".run[ab].pt.{dead.pid}.part"
+    stay = [
+        tmp_path / f".run[ab].pt.{os.getppid()}.part",
+        tmp_path / ".run[ab].pt.part",
+    ]
+    stay += [tmp_path / f".{name}.pt.{dead.pid}.part" for name in ("runa", "other")]
+    for file in (left, *stay):
+        file.touch()
+    with write_whole(path) as file:
+        file.write(b"x")
+    assert sorted(tmp_path.iterdir()) == sorted([path, *stay])
+
+
+def test_a_link_stays_a_link_and_a_mode_its_mode(tmp_path):
+    """Where the name is a link the file behind it is replaced, also one not yet there;
+    who may read a file may read the next one."""
+    real, link = tmp_path / "disk" / "a.bin", tmp_path / "a.bin"
+    link.symlink_to(real)
+    for content in (b"first", b"second"):
+        with write_whole(link) as file:
+            file.write(content)
+        assert link.is_symlink()
+        assert real.read_bytes() == content
+        assert [p.name for p in real.parent.iterdir()] == ["a.bin"]
+        if content == b"first":
+            real.chmod(0o640)
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+
+
+HOLD = """
+import sys
+from tinyddpm.workshop.files import only_run
+with only_run(sys.argv[1]):
+    print("holds it", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_run_at_a_time_writes_a_file(tmp_path):
+    """A second process is refused while the first holds the file; killed, it lets go,
+    and what it leaves behind stands in nobody's way."""
+    path = tmp_path / "new" / "c.pt"
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout.readline() == "holds it\n"
+    with (
+        pytest.raises(BlockingIOError, match=r"another run is writing .+c\.pt"),
+        only_run(path),
+    ):
+        pytest.fail("two runs hold it")
+    first.kill()
+    first.communicate()
+    with only_run(path):
+        assert [p.name for p in path.parent.iterdir()] == [".c.pt.lock"]
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_folder_of_that_name_is_not_replaced(tmp_path):

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tinyddpm.schedule import linear_schedule
-from tinyddpm.train import fit
 from tinyddpm.workshop.checkpoint import load_checkpoint
+from tinyddpm.workshop.run import fit
 
 from .training_run import (
     CONFIG,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.strategies import seeds, share
+from tinyddpm.data import to_float, to_uint8
 from tinyddpm.workshop.pictures import (
     GAP,
     grid,
@@ -18,8 +19,6 @@ from tinyddpm.workshop.pictures import (
     save_loss_plot,
     save_png,
     save_strip,
-    to_float,
-    to_uint8,
 )
 
 LEVELS = torch.arange(256, dtype=torch.uint8)

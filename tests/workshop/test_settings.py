@@ -92,7 +92,7 @@ def test_what_is_no_flag_or_no_value_ends_the_script(words, capsys):
         ("lr", -1e-3, "lr must be finite and at least 0, got -0.001"),
         ("lr", float("nan"), "lr must be finite and at least 0, got nan"),
         ("lr", float("inf"), "lr must be finite and at least 0, got inf"),
-        ("clip", 0.0, r"clip must be above 0 .*, got 0.0"),
+        ("max_norm", 0.0, r"max_norm must be above 0 .*, got 0.0"),
         ("seed", 2**62, r"seed must lie in 0\.\.2\^62 - 1, got 4611686018427387904"),
         ("ema", 1.0, r"ema must lie in \[0, 1\), got 1.0"),
         ("save_every", 150, "multiple of log_every.+150 and 100"),
@@ -106,7 +106,7 @@ def test_settings_that_make_no_sense_are_refused(field, value, said):
 
 def test_what_may_change_is_all_but_what_changes_the_numbers():
     """The fixed settings are those the weights depend on; steps too, with lr_end."""
-    fixed = {"batch", "lr", "warmup", "lr_end", "clip", "ema", "seed", "bf16"}
+    fixed = {"batch", "lr", "warmup", "lr_end", "max_norm", "ema", "seed", "bf16"}
     assert set(TrainConfig().fixed()) == fixed
     assert set(TrainConfig(lr_end=0.0).fixed()) == {*fixed, "steps"}
     names = {f.name for f in dataclasses.fields(TrainConfig)}

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 import train_cifar
-from tinyddpm.data import drawer
+from tinyddpm.data import drawer, to_uint8
 from tinyddpm.sampler import sample
 from tinyddpm.schedule import linear_schedule
 from tinyddpm.unet import UNet
 from tinyddpm.workshop.checkpoint import load_checkpoint, rebuild
-from tinyddpm.workshop.pictures import grid, save_png, to_uint8
+from tinyddpm.workshop.pictures import grid, save_png
 from tinyddpm.workshop.progress import errors_as_sentences
 
 TINY = [

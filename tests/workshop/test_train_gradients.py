@@ -13,7 +13,7 @@ from PIL import Image
 
 import train_gradients as script
 from tinyddpm import Schedule, linear_schedule
-from tinyddpm.beyond.gradients import gradient_images
+from tinyddpm.beyond.gradients import gradient_images, kolmogorov_p
 from tinyddpm.beyond.oracle import gradient_floor, gradient_oracle
 from tinyddpm.workshop.checkpoint import load_checkpoint, rebuild
 
@@ -122,7 +122,7 @@ def test_the_law_holds_for_the_data_and_not_for_others():
 @pytest.mark.parametrize(("z", "p"), [(1.2238, 0.1), (1.3581, 0.05), (1.6276, 0.01)])
 def test_kolmogorov_p_at_the_critical_values(z, p):
     """The tabled critical values of √n D_n."""
-    assert script.kolmogorov_p(z) == pytest.approx(p, rel=1e-3)
+    assert kolmogorov_p(z) == pytest.approx(p, rel=1e-3)
 
 
 @pytest.mark.parametrize("z", [0.05, 0.2, 0.3, 0.7, 1.0, 1.5])
@@ -130,7 +130,7 @@ def test_kolmogorov_p_by_the_other_series(z):
     """P(√n D_n <= z) = √(2π)/z Σ_{k>=1} exp(-(2k-1)² π²/(8z²)): Jacobi's identity."""
     terms = (math.exp(-(((2 * k - 1) * math.pi / z) ** 2) / 8) for k in range(1, 50))
     below = math.sqrt(2 * math.pi) / z * sum(terms)
-    assert script.kolmogorov_p(z) == pytest.approx(1 - below, abs=1e-9)
+    assert kolmogorov_p(z) == pytest.approx(1 - below, abs=1e-9)
 
 
 def test_a_second_run_overwrites_nothing_and_resume_measures_again(tmp_path):
@@ -169,7 +169,9 @@ def test_bad_settings_end_with_a_sentence_and_no_files(tmp_path, arguments, mess
 def test_a_folder_that_cannot_be_written_shows_before_training(tmp_path, monkeypatch):
     """A file where the folder should be: an error with its name, no gradient step."""
     (tmp_path / "file").write_text("here")
-    monkeypatch.setattr("tinyddpm.train.squared_error", lambda *_: pytest.fail("began"))
+    monkeypatch.setattr(
+        "tinyddpm.workshop.run.L_simple", lambda *_: pytest.fail("began")
+    )
     with pytest.raises(OSError, match=r"cannot write|could not be written"):
         script.main([*TINY, "--out", str(tmp_path / "file" / "out")])
     assert (tmp_path / "file").read_text() == "here"

@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tinyddpm.schedule import linear_schedule
-from tinyddpm.train import fit
 from tinyddpm.unet import UNet
 from tinyddpm.workshop import checkpoint, files
+from tinyddpm.workshop.run import fit
 from tinyddpm.workshop.settings import TrainConfig
 from tinyddpm.workshop.state import Record
 

@@ -14,13 +14,13 @@ from torch.nn.functional import pad
 from ..bound import L_0, L_T, Bound, L_tm1
 from ..data import to_levels
 from ..forward import q_sample
-from ..sampler import EpsTheta, asked, predict_x_0, randn_like
-from ..schedule import Schedule
+from ..sampler import asked, predict_x_0, randn_like
+from ..schedule import Schedule, check_index
 
 
 def estimate_bits_per_dim(
     s: Schedule,
-    eps_theta: EpsTheta,
+    eps_theta: Callable[..., Tensor],
     x_0: Tensor,
     generator: Generator | None = None,
     sigma2: str = "beta",
@@ -28,6 +28,7 @@ def estimate_bits_per_dim(
     draws: int | None = None,
     chunk: int = 128,
     progress: Callable[[int, int], None] | None = None,
+    c: Tensor | None = None,
 ) -> Bound:
     """Eq. 5's terms as `bound.bits_per_dim` has them, or an estimate of them
 
@@ -42,10 +43,14 @@ def estimate_bits_per_dim(
             t = 1.
         chunk: pictures in a network call.
         progress: called with (pictures asked for so far, all of them) after each call.
+        c: the classes of the pictures, (N,), if eps_theta is (x_t, t, c) -> eps_hat. A
+            function that closes over them cannot follow the regrouped pictures.
     """
     level = to_levels(x_0)
     if len(level) == 0 or chunk < 1:
         raise ValueError(f"need a picture and chunk >= 1, got {len(level)} and {chunk}")
+    if c is not None:
+        check_index("c", c, x_0)
     s, eps_theta, D = s.to(x_0.device), asked(eps_theta), x_0[0].numel()
     t, weight = draw_t(s, x_0, draws, generator)
     nats = level.new_zeros(len(x_0), s.T + 1)
@@ -55,7 +60,8 @@ def estimate_bits_per_dim(
     for i, t_i, w in _chunks(t, weight, chunk):
         x_i = x_0[i]
         x_t = q_sample(s, x_i, t_i, randn_like(x_i, generator))
-        x_0_hat = predict_x_0(s, x_t.double(), t_i, eps_theta(x_t, t_i))
+        eps_hat = eps_theta(x_t, t_i) if c is None else eps_theta(x_t, t_i, c[i])
+        x_0_hat = predict_x_0(s, x_t.double(), t_i, eps_hat)
         x_0_hat = x_0_hat.clamp(-1, 1) if clip_x_0 else x_0_hat
         last = int(t_i[0]) == 1  # t = 1 is never in one call with another t
         term = (

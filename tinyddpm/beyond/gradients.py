@@ -1,4 +1,9 @@
-"""The toy's data: colour gradients, whose exact predictor `oracle.py` has."""
+"""The toy's data, colour gradients, and how near pictures are to them.
+
+Their exact predictor is in `oracle.py`.
+"""
+
+import math
 
 import torch
 from torch import Generator, Tensor
@@ -59,3 +64,37 @@ def gradient_images(
     """n colour gradients as `gradient_drawer` draws them, (n, C, H, W) in [-1, 1]."""
     device = "cpu" if generator is None else generator.device
     return gradient_drawer(height, width, channels, dtype, device)(n, generator)[0]
+
+
+def held_against_the_law(x_0: Tensor) -> dict[str, float]:
+    """How near pictures are to gradients between two uniform colours.
+
+    Each channel is x_0 = (1-g) a + g b and a rest, by least squares. The rest is 0 for
+    the data; a and b are uniform on 256 levels, which Kolmogorov's test compares:
+    the largest difference of the distribution functions, and how likely one as large
+    is for as many uniform numbers.
+    """
+    g = gradient_ramp(*x_0.shape[2:]).flatten()
+    basis = torch.stack([1 - g, g])
+    x = x_0.double().flatten(2)
+    colours = x @ torch.linalg.pinv(basis)  # (B, C, 2)
+    rest = x - colours @ basis
+    u = (((colours + 1) * 127.5 + 0.5) / 256).flatten().sort().values.clamp(0, 1)
+    n = len(u)
+    above = torch.arange(1, n + 1, dtype=torch.float64) / n - u
+    distance = float(torch.maximum(above, 1 / n - above).max())
+    return {
+        "rms_outside_the_plane": 127.5 * float(rest.square().mean().sqrt()),
+        "energy_outside_the_plane": float(rest.square().sum() / x.square().sum()),
+        "colours": n,
+        "kolmogorov_distance": distance,
+        "kolmogorov_p": kolmogorov_p(distance * math.sqrt(n)),
+    }
+
+
+def kolmogorov_p(z: float) -> float:
+    """P(√n D_n > z) for large n: 2 Σ_{k>=1} (-1)^{k-1} exp(-2 k² z²), Kolmogorov."""
+    if z < 0.2:
+        return 1.0  # to ten digits, and the series would need many terms
+    terms = ((-1.0) ** (k - 1) * math.exp(-2 * (k * z) ** 2) for k in range(1, 101))
+    return float(2 * sum(terms))

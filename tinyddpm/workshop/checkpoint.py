@@ -13,7 +13,7 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,23 @@ from ..mlp import MLP
 from ..unet import ResBlock, SelfAttention, UNet
 from .content import refuse_content
 from .files import write_whole
+from .settings import plain
 
 FORMAT = "tinyddpm checkpoint 2"
 FIRST = "tinyddpm checkpoint 1"  # had config["clip"] for "max_norm", and no `told`
 DIGEST = 32  # bytes
 CLASSES: dict[str, type[nn.Module]] = {"MLP": MLP, "UNet": UNet}
+ARGUMENTS: dict[str, dict[str, Any]] = {  # of their constructors, as they are kept
+    "MLP": {"shape": tuple[int, ...], "width": int, "depth": int, "emb": int},
+    "UNet": {
+        "in_channels": int,
+        "base": int,
+        "multipliers": tuple[int, ...],
+        "attention_levels": tuple[int, ...],
+        "dropout": float,
+        "num_classes": int | None,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -63,8 +75,9 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
 
     Killed, or out of room, at any moment, it leaves the file that was there as it was.
 
-    Raises:
-        FloatingPointError: if a number in it is not finite; nothing is written.
+    Raises: nothing is written then.
+        FloatingPointError: if a number in it is not finite.
+        ValueError: if it holds what `load_checkpoint` would not read.
         OSError: where the file cannot be written.
     """
     path = Path(path)
@@ -75,6 +88,13 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     }
     torch.save({"format": FORMAT} | parts, buffer)
     content = buffer.getbuffer()
+    try:
+        buffer.seek(0)
+        _parts(path, buffer, len(content), "meta")
+    except ValueError as error:
+        raise ValueError(
+            f"nothing was written, since it could not be read again: {error}"
+        ) from error
     with write_whole(path) as file:
         file.write(content)
         file.write(hashlib.blake2b(content, digest_size=DIGEST).digest())
@@ -95,8 +115,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{len(content)} bytes do not fit their check sum), or another program "
             f"wrote it; move it away, and start again or go on from a good copy"
         )
+    return Checkpoint(**_parts(Path(path), io.BytesIO(body), len(body), "cpu"))
+
+
+def _parts(path: Path, body: BinaryIO, size: int, device: str) -> dict[str, Any]:
+    """What torch.save wrote, if it is a checkpoint; on "meta" no number is read."""
     try:
-        saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        saved = torch.load(body, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than numbers and plain values; no code is run from a "
@@ -116,8 +141,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} is a checkpoint of another version, this one reads "
             f"{FORMAT!r}; use the version of tinyddpm that wrote it"
         )
-    refuse_content(Path(path), saved, len(body))
-    return Checkpoint(**saved)
+    refuse_content(path, saved, size)
+    return saved
 
 
 def rebuild(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
@@ -153,18 +178,15 @@ def description(net: nn.Module) -> tuple[str, dict[str, Any]] | None:
 
     None for a class that is not ours, and for a U-Net of other blocks than the paper's.
     """
-    if type(net) is MLP:
-        names = ["shape", "width", "depth", "emb"]
-    elif (
-        type(net) is UNet
-        and type(net.middle1) is ResBlock
-        and type(net.middle_attention) is SelfAttention
-    ):
-        names = ["in_channels", "base", "multipliers", "attention_levels"]
-        names += ["dropout", "num_classes"]
-    else:
+    if type(net) is UNet:
+        parts = type(net.middle1), type(net.middle_attention)
+        if parts != (ResBlock, SelfAttention):
+            return None
+    elif type(net) is not MLP:
         return None
-    return type(net).__name__, {name: getattr(net, name) for name in names}
+    name = type(net).__name__
+    kinds = ARGUMENTS[name].items()
+    return name, {n: plain(f"{name}'s {n}", kind, getattr(net, n)) for n, kind in kinds}
 
 
 def refuse_another_run(

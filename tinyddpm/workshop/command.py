@@ -1,43 +1,46 @@
-"""python -m tinyddpm sample | interpolate | bound: a checkpoint put to use.
+"""python -m tinyddpm: train, sample, interpolate, bound, info, doctor.
 
-What lives here: flags, files, and what is printed. What does not: any formula
-(`sampler.py`, `bound.py`). Needs the extra [scripts].
-
-    python -m tinyddpm sample CHECKPOINT
+    python -m tinyddpm train PATH                  # Algorithm 1 on your own pictures
+    python -m tinyddpm sample CHECKPOINT           # Algorithm 2, to out/sample.png
+    python -m tinyddpm sample CHECKPOINT --sampler ddim --steps 50 --out samples.npz
     python -m tinyddpm interpolate CHECKPOINT --data PATH --first 0 --second 1
     python -m tinyddpm bound CHECKPOINT --data PATH --pictures 64 --draws 50
+    python -m tinyddpm info CHECKPOINT             # what a checkpoint holds
+    python -m tinyddpm doctor                      # what this machine is fast in
 
---data is CIFAR-10's binary version (a folder or one .bin file), an IDX file, a .npy
-file, a folder of photos, or the word "gradients" for the toy's own.
+PATH is a folder of photos, an IDX file or a folder of MNIST's files, a .npy file,
+CIFAR-10's binary version, or, but for train, the word "gradients" for the toy's own.
 """
 
 import argparse
-import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.functional import pad
 
 from ..beyond.estimate import estimate_bits_per_dim
 from ..beyond.gradients import gradient_images
+from ..beyond.guidance import guided
 from ..bound import rate_distortion
 from ..data import to_float, to_uint8
-from ..sampler import interpolate, p_sample_loop
+from ..sampler import interpolate
 from ..schedule import Schedule
 from .checkpoint import Checkpoint, load_checkpoint, rebuild
-from .pictures import grid, save_png
-from .readers import (
-    CIFAR10_FOLDER,
-    read_cifar10,
-    read_cifar10_file,
-    read_idx_images,
-    read_image_folder,
-    read_npy_images,
+from .datasets import read_pictures
+from .drawing import (
+    draw,
+    draw_all,
+    kept_steps,
+    refuse_what_cannot_be_written,
+    sampler_of,
+    save,
 )
+from .interrupts import out_of_memory
+from .pictures import grid, save_png
+from .progress import speak_any_terminal
 from .report import save_rate_distortion_plot, table
-from .run import out_of_memory
 from .settings import Renamed, pick_device
 
 WEIGHTS = {"ema": ("ema", "EMA weights"), "raw": ("weights", "raw weights")}
@@ -45,27 +48,41 @@ WEIGHTS = {"ema": ("ema", "EMA weights"), "raw": ("weights", "raw weights")}
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, or 2 after a sentence on stderr."""
+    speak_any_terminal()
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"]:  # its flags are made from its settings
+        from .training import main as train
+
+        return _run("train", lambda: train(argv[1:]))
     args = _flags().parse_args(argv)
     commands = {"sample": _sample, "interpolate": _interpolate, "bound": _bound}
+    commands |= {"info": _info, "doctor": _doctor}
+    return _run(args.command, lambda: commands[args.command](args))
+
+
+def _run(command: str, work: Callable[[], None]) -> int:
     try:
-        commands[args.command](args)
+        work()
     except OSError as error:
         named = f"{error.filename}: {error.strerror}" if error.filename else error
-        return _fail(args, named)
+        return _fail(command, named)
     except ModuleNotFoundError as error:
-        return _fail(args, f"{error}; install the extra [scripts], see README")
-    except ValueError as error:
-        return _fail(args, error)
-    except RuntimeError as error:
-        if not out_of_memory(error):
+        return _fail(command, f"{error}; install the extra [scripts], see README")
+    except (ValueError, FloatingPointError) as error:
+        return _fail(command, error)
+    except KeyboardInterrupt:
+        print(f"\ntinyddpm {command}: interrupted", file=sys.stderr)
+        return 130
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not out_of_memory(error):
             raise
-        lower = "--chunk" if args.command == "bound" else "--pictures"
-        return _fail(args, f"out of memory; give a smaller {lower} ({error})")
+        lower = {"bound": "--chunk", "sample": "--batch"}.get(command, "--batch")
+        return _fail(command, f"out of memory; give a smaller {lower} ({error})")
     return 0
 
 
-def _fail(args: argparse.Namespace, why: object) -> int:
-    print(f"tinyddpm {args.command}: {why}", file=sys.stderr)
+def _fail(command: str, why: object) -> int:
+    print(f"tinyddpm {command}: {why}", file=sys.stderr)
     return 2
 
 
@@ -90,9 +107,25 @@ def _flags() -> argparse.ArgumentParser:
     both.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    of = commands.add_parser("sample", parents=[both], help="Algorithm 2, to a PNG")
+    commands.add_parser(
+        "train", help="Algorithm 1 on your own pictures; train --help has its flags"
+    )
+
+    of = commands.add_parser("sample", parents=[both], help="pictures, by Algorithm 2")
     of.add_argument("--pictures", type=int, default=64, help="how many")
-    of.add_argument("--out", default="out/sample.png")
+    of.add_argument("--batch", type=int, default=64, help="pictures at a time")
+    of.add_argument("--sampler", choices=["ddpm", "ddim"], default="ddpm")
+    of.add_argument("--steps", type=int, help="of the T steps; all if not given")
+    of.add_argument("--eta", type=float, default=0.0, help="ddim's noise, 0 to 1")
+    of.add_argument("--class", dest="of_class", help="its name or number, from 0")
+    of.add_argument(
+        "--guidance", type=float, default=0.0, help="w of (1+w) ε(x,t,c) - w ε(x,t)"
+    )
+    of.add_argument(
+        "--out",
+        default="out/sample.png",
+        help="grid.png, chain.gif, samples.npz, or a folder/",
+    )
 
     of = commands.add_parser(
         "interpolate", parents=[both], help="section 4.4, to a PNG"
@@ -112,6 +145,12 @@ def _flags() -> argparse.ArgumentParser:
     )
     of.add_argument("--chunk", type=int, default=128, help="pictures a network call")
     of.add_argument("--plot", help="write rate and distortion (figure 5) to this PNG")
+
+    of = commands.add_parser("info", help="what a checkpoint holds")
+    of.add_argument("checkpoint")
+
+    of = commands.add_parser("doctor", help="this machine: rates, steps, advice")
+    of.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     return parser
 
 
@@ -138,23 +177,10 @@ def _open(
 def _read(args: argparse.Namespace, shape: tuple[int, ...]) -> Tensor:
     """Every picture of --data, uint8 (N, C, H, W), of the checkpoint's shape."""
     C, H, W = shape
-    path = Path(args.data)
     if args.data == "gradients":
         g = Generator().manual_seed(args.seed)
         return to_uint8(gradient_images(max(args.pictures, 1), H, W, g, C))
-    if path.suffix.lower() in (".npy", ".npz"):
-        images = read_npy_images(path)
-    elif path.suffix.lower() == ".bin":
-        images, _ = read_cifar10_file(path)
-    elif (path / CIFAR10_FOLDER).is_dir() or any(path.glob("*.bin")):
-        images, _ = read_cifar10(path, "test")
-    elif path.is_dir():
-        images, _, _ = read_image_folder(path, (H, W), C)
-    else:
-        images = read_idx_images(path)
-    if images.shape[2:] == (28, 28) and (H, W) == (32, 32):  # (Fashion-)MNIST
-        print(f"{args.data}: 2 black pixels put around each picture")
-        images = pad(images, (2, 2, 2, 2))
+    images, _, _ = read_pictures(args.data, None, (H, W), C, "test")
     if images.shape[1:] != torch.Size(shape):
         raise ValueError(
             f"{args.checkpoint} is for pictures {tuple(shape)}, {args.data} holds "
@@ -163,22 +189,77 @@ def _read(args: argparse.Namespace, shape: tuple[int, ...]) -> Tensor:
     return images
 
 
-def _sample(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
+def _doctor(args: argparse.Namespace) -> None:
+    from .doctor import doctor  # it alone needs the networks
 
-    _check(args.out, "--pictures", args.pictures)
+    print(doctor(args.device))
+
+
+def _sample(args: argparse.Namespace) -> None:
+    for name in ("pictures", "batch"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    refuse_what_cannot_be_written(args.out)
     checkpoint, s, net, g = _open(args)
-    x_T = torch.randn(args.pictures, *checkpoint.shape, generator=g, device=g.device)
-    loop = p_sample_loop(s, net, x_T, g, args.sigma2, args.clip_x_0)
-    for _, x_t, _ in tqdm(loop, total=s.T + 1, disable=None):
-        x_0 = x_t
-    save_png(args.out, grid(to_uint8(x_0)))
-    print(f"{args.pictures} samples: {args.out}")
+    refuse_what_cannot_be_written(args.out, checkpoint.shape[0])
+    s, eps_theta = s.to(g.device), _of_class(args, checkpoint, net)
+    steps, step = sampler_of(
+        *(s, eps_theta, args.sampler, args.steps, args.eta),
+        *(args.sigma2, args.clip_x_0),
+    )
+
+    def of_batch(numbers: range) -> Iterator[tuple[int, Tensor]]:
+        return draw(steps, step, checkpoint.shape, numbers, args.seed, g.device)
+
+    keep = kept_steps(args.out, steps)
+    frames = draw_all(of_batch, args.pictures, args.batch, len(steps), keep)
+    save(args.out, frames)
+    print(f"{args.pictures} samples, {len(steps)} steps each: {args.out}")
+
+
+def _of_class(
+    args: argparse.Namespace, checkpoint: Checkpoint, net: nn.Module
+) -> Callable[..., Tensor]:
+    """The network, or for --class what it answers for that class."""
+    if args.of_class is None:
+        if args.guidance:
+            raise ValueError("--guidance needs a --class to guide towards")
+        return net
+    names = list(checkpoint.config.get("names") or ())
+    number = getattr(net, "num_classes", None)
+    if args.of_class in names:
+        c = names.index(args.of_class)
+    elif args.of_class.isdecimal() and number is not None:
+        c = int(args.of_class)
+    elif number is None:
+        raise ValueError(f"{args.checkpoint} has no classes; leave out --class")
+    else:
+        known = ", ".join(names) or f"0..{number - 1}"
+        raise ValueError(f"the classes are {known}, got {args.of_class!r}")
+    return guided(net, c, args.guidance)
+
+
+def _info(args: argparse.Namespace) -> None:
+    checkpoint = load_checkpoint(args.checkpoint)
+    s = Schedule(checkpoint.beta)
+    theta = sum(x.numel() for x in checkpoint.weights.values())
+    name, arguments = checkpoint.network or ("a network of another program", {})
+    told = checkpoint.told.tolist()
+    print(f"{args.checkpoint}: step {checkpoint.step:,}, {theta:,} weights")
+    print(f"network   {name}({', '.join(f'{k}={v}' for k, v in arguments.items())})")
+    print(f"pictures  {'x'.join(map(str, checkpoint.shape))}")
+    print(f"schedule  {s}")
+    if told:
+        print(f"L_simple  {told[-1][2]:.4f} at step {int(told[-1][0]):,}")
+        print(f"time      {told[-1][1]:.0f} s of training")
+    for key, value in checkpoint.config.items():
+        print(f"  {key} = {value}")
 
 
 def _interpolate(args: argparse.Namespace) -> None:
     _check(args.out, "--steps", args.steps)
     checkpoint, s, net, g = _open(args)
+    refuse_what_cannot_be_written(args.out, checkpoint.shape[0])
     args.pictures = max(args.first, args.second) + 1
     images = _read(args, checkpoint.shape)
     for index in (args.first, args.second):
@@ -234,13 +315,9 @@ def _check(out: str | None, flag: str, count: int) -> None:
         raise ValueError(f"{flag} must be at least 1, got {count}")
     if out is None:
         return
-    folder = Path(out).parent
-    if Path(out).suffix != ".png" or Path(out).is_dir():
+    if Path(out).suffix.lower() != ".png" or Path(out).is_dir():
         raise ValueError(f"pictures are written as .png files, got {out!r}")
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise OSError(f"cannot write {out}; give a folder that can be written")
+    refuse_what_cannot_be_written(out)
 
 
 if __name__ == "__main__":

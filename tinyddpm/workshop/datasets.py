@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -37,9 +38,9 @@ class Pictures(NamedTuple):
 
 def read_pictures(
     path: str | Path,
+    labels: str | Path | None = None,
     size: tuple[int, int] | None = None,
     channels: int = 3,
-    labels: str | Path | None = None,
     split: str = "train",
 ) -> Pictures:
     """The pictures at `path`, and their classes where the files tell them.
@@ -48,16 +49,18 @@ def read_pictures(
         path: a folder of CIFAR-10's binary version, or one of its .bin files; a .npy
             file (N, H, W, C); an IDX file, or a folder of MNIST's files in that format;
             else a folder of photos, whose sub-folders are classes.
+        labels: a .npy or IDX file of labels, for pictures in such a file. An IDX file
+            finds the one beside it, of the same name with labels-idx1.
         size: (H, W) that photos are shrunk and cropped to; they need one. Pictures of
             other formats are padded with black to it, and never resized, since levels
             between two others are not 8-bit ones (eq. 13).
         channels: 3, or 1 for photos in grey.
-        labels: a .npy or IDX file of labels, for pictures in such a file.
         split: "train" or "test", where the path holds both.
     Raises: OSError, ValueError, as the readers do.
     """
     path = Path(path)
     images, of_file, classes = _read(path, size, channels, split)
+    images = padded(images, size, path)
     if labels is not None:
         suffix = Path(labels).suffix.lower()
         npy = suffix in (".npy", ".npz")
@@ -70,7 +73,7 @@ def read_pictures(
         classes = []
     if of_file is not None and not classes:
         classes = [str(c) for c in range(int(of_file.max()) + 1)]
-    return Pictures(padded(images, size, path), of_file, classes)
+    return Pictures(images, of_file, classes)
 
 
 def padded(images: Tensor, size: tuple[int, int] | None, path: object) -> Tensor:
@@ -88,6 +91,18 @@ def padded(images: Tensor, size: tuple[int, int] | None, path: object) -> Tensor
     return pad(images, (left, more[1] - left, top, more[0] - top))
 
 
+def hold_out(count: int, of: int) -> tuple[Tensor, Tensor]:
+    """Which of `of` pictures to train on, and which `count` to hold out; for ever.
+
+    Shuffled, since many files are sorted by class, and the same in every run.
+    Returns: two rising LongTensors, (of - count,) and (count,).
+    """
+    if not 0 < count < of:
+        raise ValueError(f"cannot hold out {count:,} of {of:,} pictures, and train too")
+    order = torch.randperm(of, generator=torch.Generator().manual_seed(0))
+    return order[count:].sort().values, order[:count].sort().values
+
+
 def _read(
     path: Path, size: tuple[int, int] | None, channels: int, split: str
 ) -> tuple[Tensor, Tensor | None, list[str]]:
@@ -97,17 +112,18 @@ def _read(
     if suffix == ".bin":
         return *read_cifar10_file(path), []
     if not path.is_dir():
-        return read_idx_images(path), None, []
-    if (path / CIFAR10_FOLDER).is_dir() or any(path.glob("*_batch*.bin")):
+        beside = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
+        known = beside != path and beside.is_file()
+        return read_idx_images(path), read_idx_labels(beside) if known else None, []
+    if (path / CIFAR10_FOLDER).is_dir() or any(path.glob("*.bin")):
         return *read_cifar10(path, split), []
     for end in ("", ".gz"):
-        images = path / f"{IDX[split]}-images-idx3-ubyte{end}"
-        labels = path / f"{IDX[split]}-labels-idx1-ubyte{end}"
-        if images.is_file():
-            of_file = read_idx_labels(labels) if labels.is_file() else None
-            return read_idx_images(images), of_file, []
+        file = path / f"{IDX[split]}-images-idx3-ubyte{end}"
+        if file.is_file():
+            return _read(file, size, channels, split)
     if size is None:
         raise ValueError(
             f"{path} is taken for a folder of photos, which need a size: --size H W"
         )
-    return read_image_folder(path, size, channels)
+    images, found, folders = read_image_folder(path, size, channels)
+    return (images, found, folders) if len(folders) > 1 else (images, None, [])

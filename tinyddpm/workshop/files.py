@@ -32,9 +32,7 @@ def write_whole(path: str | Path) -> Iterator[BinaryIO]:
         clear_leftovers(path)
         temporary.touch()
     except OSError as error:
-        raise OSError(
-            f"cannot write {path} ({error.strerror}); give a folder that can be written"
-        ) from error
+        raise _cannot_write(path, error) from error
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -49,6 +47,11 @@ def write_whole(path: str | Path) -> Iterator[BinaryIO]:
             error.filename = str(path)  # a full disk does not say which file it was
         raise
     _flush_folder(path.parent)
+
+
+def _cannot_write(path: Path, error: OSError) -> OSError:
+    why = f"cannot write {path} ({error.strerror})"
+    return OSError(f"{why}; give a folder that can be written")
 
 
 def clear_leftovers(path: Path) -> None:
@@ -102,10 +105,13 @@ def only_run(path: str | Path) -> Iterator[None]:
         yield
         return
     path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     while True:
-        file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

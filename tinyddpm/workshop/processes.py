@@ -13,7 +13,10 @@ from torch import Tensor
 
 
 def join(device: torch.device, checkpoint: Path) -> tuple[torch.device, bool]:
-    """Joins the processes that torchrun started on one machine, if it did.
+    """Joins the processes that torchrun started, on one machine or several, if it did.
+
+    On several machines a run that is cut short is gone on with by hand: the machines
+    count their restarts each for itself, and would wait for each other for ever.
 
     Args:
         checkpoint: the file that the run is, or will be, kept in.
@@ -23,6 +26,13 @@ def join(device: torch.device, checkpoint: Path) -> tuple[torch.device, bool]:
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return device, False
+    machines = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    if machines > 1 and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        raise ValueError(
+            f"torchrun started {machines} machines and is to restart them by itself, "
+            f"which works on one machine only; give --max-restarts=0, and after a "
+            f"failure start again with --resume"
+        )
     if device.type == "cuda":
         local, seen = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= seen:

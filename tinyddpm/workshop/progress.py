@@ -4,6 +4,7 @@ It needs the extra [scripts].
 """
 
 import dataclasses
+import io
 import json
 import platform
 import sys
@@ -155,11 +156,22 @@ def _time(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def speak_any_terminal() -> None:
+    """Letters that an output cannot show, as σ in cp1252, become question marks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 @contextmanager
 def errors_as_sentences() -> Iterator[None]:
     """What the user can mend ends a script with a sentence, not with a traceback."""
+    speak_any_terminal()
     try:
         yield
+    except KeyboardInterrupt:
+        print(f"\n{_script()}: interrupted", file=sys.stderr)
+        sys.exit(130)
     except ModuleNotFoundError as error:
         sys.exit(
             f"{_script()}: {error}; install the extra [scripts], as the README says"

@@ -6,13 +6,9 @@ processes stay the same. On a GPU no deterministic kernels are asked for: a sum 
 round otherwise each time, and the difference grows with the steps.
 """
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +20,7 @@ from ..schedule import Schedule
 from ..train import EMA, L_simple, algorithm_1, random_seed
 from .draws import CheckedDraw
 from .files import only_run
+from .interrupts import signals, trouble_explained
 from .processes import parts, rank, world
 from .settings import TrainConfig
 from .speed import faster, unwrapped
@@ -70,9 +67,9 @@ def fit(
     )
     with (
         rng_left_alone(device),
-        only_run(checkpoint) if checkpoint and rank() == 0 else nullcontext(),
         trouble_explained(B, config.micro_batch),
         signals(checkpoint is not None) as caught,
+        ExitStack() as stack,
     ):
         data = CheckedDraw(draw, plain, B)
         if not data.below_0:
@@ -81,6 +78,8 @@ def fit(
                 "[-1, 1], not to [0, 1]"
             )
         say_what_is_short(config)
+        if checkpoint is not None and rank() == 0:
+            stack.enter_context(only_run(checkpoint))
         state = State(s, plain, ema.net, optimiser, config, data, checkpoint)
         state.begin(resume, log)
         eps_theta.train()
@@ -160,63 +159,3 @@ def rng_left_alone(device: torch.device) -> Iterator[None]:
     """The caller's random numbers go on afterwards as if nothing had been drawn."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
-
-
-@contextmanager
-def signals(on: bool) -> Iterator[list[int]]:
-    """Notes SIGINT and SIGTERM in the list it yields; a second one ends the process.
-
-    Not so under torchrun, which sends a signal of its own after the terminal's: with
-    several processes every one of them is noted, and the run still saved.
-    """
-    caught: list[int] = []
-    if not on or threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def note(number: int, _: Any) -> None:
-        name = signal.Signals(number).name
-        if rank() == 0:  # not print: it may have been interrupted itself
-            os.write(2, f"\n{name}: finishing the step and saving\n".encode())
-        caught.append(number)
-        if world() == 1:
-            restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        restore()
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether that is it: on a CPU PyTorch has no error of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "alloc_cpu" in str(error)
-
-
-@contextmanager
-def trouble_explained(batch: int, micro_batch: int | None) -> Iterator[None]:
-    """Out of memory: which flag to lower. Another process gone: how to go on."""
-    try:
-        yield
-    except RuntimeError as error:
-        said = str(error)
-        if out_of_memory(error):
-            now = min(micro_batch or batch, batch // world())
-            lower = f"lower --micro-batch (the batch stays {batch}: gradients add up)"
-            raise torch.OutOfMemoryError(
-                f"out of memory with {now} pictures at a time; give a "
-                f"{lower if now > 1 else 'lower --batch'}, or a narrower network. "
-                f"PyTorch said: {said}"
-            ) from error
-        if isinstance(error, dist.DistError) or (world() > 1 and "onnection" in said):
-            raise ConnectionError(
-                f"process {rank()} lost touch with the {world() - 1} others, so one of "
-                f"them has ended; go on from the last checkpoint with --resume "
-                f"(torchrun --max-restarts=N does so by itself). PyTorch said: {said}"
-            ) from error
-        raise

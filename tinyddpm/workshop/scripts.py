@@ -1,22 +1,22 @@
-"""What the scripts that train a U-Net on pictures share: settings, flags, samples.
-
-What lives here: the settings beside Algorithm 1's, those of a run of minutes, and how
-a command line becomes them. What does not: data, network, Algorithms 1 and 2, which
-each script calls itself, one after the other.
-"""
+"""What the scripts that train a U-Net on pictures share: settings, flags, samples."""
 
 import argparse
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import torch
-from torch import Generator
+from torch import Generator, nn
 
-from .run import out_of_memory
+from .checkpoint import load_checkpoint
+from .interrupts import out_of_memory
+from .machine import choose_precision
 from .settings import TrainConfig, flags, from_flags
-from .speed import autocast
+from .speed import faster
+from .state import tell
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class PictureConfig(TrainConfig):
         super().__post_init__()
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
+        if self.T <= 20:
+            raise ValueError(
+                f"T must be above 20, got {self.T}: the paper's end points are scaled "
+                f"by 1000/T, and beta_T would not be below 1"
+            )
 
 
 # Minutes on two cores in place of hours on a GPU. Each script adds what its data ask.
@@ -60,7 +65,6 @@ SHORT: dict[str, Any] = {
     "ema": 0.99,  # an average over about 100 steps, not 10,000
     "log_every": 20,
     "save_every": 200,
-    "bf16": True,  # faster with AVX512_BF16; without it slower: give --no-bf16
     "clip_x_0": True,  # not in Algorithm 2: else many samples run away to one colour
 }
 
@@ -73,6 +77,7 @@ def command_line(
     config: Config,
     presets: Mapping[str, Config],
     switches: Mapping[str, str] | None = None,
+    together: bool = False,
 ) -> tuple[Config, argparse.Namespace]:
     """The settings that `argv` asks for, and the switches beside them.
 
@@ -80,7 +85,13 @@ def command_line(
         config: the defaults.
         presets: other defaults, by the flag that asks for them.
         switches: further flags and their help; --resume is always one.
+        together: whether the script can be started by torchrun.
     """
+    if not together and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "torchrun started several processes, but this script trains in one; "
+            "train_cifar.py is the one for torchrun"
+        )
     asked = [preset for flag, preset in presets.items() if flag in argv]
     parser = flags(asked[0] if asked else config, description or "")
     for flag in presets:
@@ -92,15 +103,36 @@ def command_line(
     return from_flags(type(config), args), args
 
 
-@contextmanager
-def sampling(c: PictureConfig, device: torch.device) -> Iterator[Generator]:
-    """Bfloat16 as in training, and the source of all noise: its seed is the run's.
+def settled(c: Config, device: torch.device, resume: bool) -> Config:
+    """The same settings, with the precision that this machine is fast in.
 
-    Raises: MemoryError, where there is too little for so many samples.
+    A run that is resumed keeps its own, on whatever machine. What is chosen is told.
     """
+    path, kept = Path(c.out) / "checkpoint.pt", None
+    if resume and path.exists():
+        kept = load_checkpoint(path).config.get("bf16")
+        if kept is None:  # of an earlier version, which left it open
+            return c
+    bf16, sentence = choose_precision(device, c.bf16, kept)
+    tell(sentence)
+    return replace(c, bf16=bf16)
+
+
+@contextmanager
+def sampling(c: PictureConfig, ema: nn.Module) -> Iterator[tuple[nn.Module, Generator]]:
+    """What a grid of samples is drawn with: the network made faster, and a generator.
+
+    The network computes in bfloat16 if training did; it is not compiled, since that
+    takes longer than a grid. The generator's seed is the run's.
+
+    Raises: MemoryError where the samples do not fit into memory.
+    """
+    device = next(ema.parameters()).device
     try:
-        with autocast(device, c.bf16):
-            yield Generator(device).manual_seed(c.seed)
+        yield (
+            faster(ema, c.bf16, compiled=False),
+            Generator(device).manual_seed(c.seed),
+        )
     except RuntimeError as error:
         if not out_of_memory(error):
             raise

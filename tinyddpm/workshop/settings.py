@@ -76,22 +76,28 @@ class TrainConfig(Hyperparameters):
 def make_plain(config: Any) -> None:
     """Makes each field of the frozen dataclass a plain value of its annotated type.
 
-    NumPy's and torch's numbers become int, float or bool, a whole float an int;
-    anything else is refused with the name of the field.
+    Raises: ValueError that names the field, as `plain` does.
     """
-    hints = typing.get_type_hints(type(config), include_extras=True)
+    hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        kind = typing.get_args(hints[field.name])[0]
-        value = getattr(config, field.name)
-        try:
-            plain = _plain(kind, value)
-        except (TypeError, ValueError, OverflowError):
-            wanted = str(getattr(kind, "__name__", kind)).replace("None", "nothing")
-            raise ValueError(
-                f"{field.name} must be of type {wanted}, got {value!r} of type "
-                f"{type(value).__name__}"
-            ) from None
-        object.__setattr__(config, field.name, plain)
+        value = plain(field.name, hints[field.name], getattr(config, field.name))
+        object.__setattr__(config, field.name, value)
+
+
+def plain(name: str, kind: Any, value: Any) -> Any:
+    """The same value as Python's own int, float, bool, str or tuple of them.
+
+    NumPy's and torch's numbers become Python's, and a whole float becomes an int where
+    one is expected. ValueError, with the setting's name, for what is not of that kind.
+    """
+    try:
+        return _plain(kind, value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        wanted = str(kind if typing.get_args(kind) else kind.__name__)
+        raise ValueError(
+            f"{name} must be of type {wanted}, got {value!r} of type "
+            f"{type(value).__name__}"
+        ) from None
 
 
 def _plain(kind: Any, value: Any) -> Any:
@@ -100,6 +106,8 @@ def _plain(kind: Any, value: Any) -> Any:
             return None
         (kind,) = (k for k in typing.get_args(kind) if k is not types.NoneType)
     if typing.get_origin(kind) is tuple:
+        if isinstance(value, str | bytes):
+            return _not_this(value)
         return tuple(_plain(typing.get_args(kind)[0], item) for item in value)
     if kind is str or typing.get_origin(kind) is typing.Literal:
         return str(value) if isinstance(value, str | os.PathLike) else _not_this(value)
@@ -109,7 +117,7 @@ def _plain(kind: Any, value: Any) -> Any:
         return bool(value) if value in (0, 1) else _not_this(value)
     if kind is int:
         return int(value) if value == int(value) else _not_this(value)
-    return float(value)
+    return float(value) if kind is float else value
 
 
 def _not_this(value: Any) -> Any:

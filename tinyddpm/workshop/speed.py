@@ -26,20 +26,26 @@ def unwrapped(net: nn.Module) -> nn.Module:
 def fast_layers(net: nn.Module) -> nn.Module:
     """A twin of the network that shares its weights, with faster layers in it.
 
-    The twin's parameters and buffers are the network's own: training the one trains the
-    other. Only `Upsample` and `nn.Dropout` are replaced, each by one that equals it.
+    The twin's parameters, buffers and all else that its modules hold are the network's
+    own: training the one trains the other. Its training flags are its own, and in place
+    of each `Upsample` and `nn.Dropout` it has a module that equals it.
     """
-    shared = {id(x): x for x in [*net.parameters(), *net.buffers()]}
-    twin = copy.deepcopy(net, shared)
-    for module in list(twin.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is Upsample:
-                setattr(module, name, FastUpsample(child))
-            elif type(child) is nn.Dropout:
-                fast = FastDropout(child.p)
-                fast.training = child.training
-                setattr(module, name, fast)
-    return twin
+    twins: dict[nn.Module, nn.Module] = {}
+
+    def twin(module: nn.Module) -> nn.Module:
+        if module not in twins:
+            made = copy.copy(module)
+            children = module._modules.items()
+            made._modules = {name: child and twin(child) for name, child in children}
+            if type(made) is Upsample:
+                made = FastUpsample(made)
+            elif type(made) is nn.Dropout:
+                made = FastDropout(made.p)
+            made.training = module.training
+            twins[module] = made
+        return twins[module]
+
+    return twin(net)
 
 
 def faster(
@@ -53,7 +59,7 @@ def faster(
 
     Args:
         net: the network; one that is compiled or wrapped already is unwrapped first.
-        bf16: as in `autocast`.
+        bf16: whether matrix products are in bfloat16; None as `casts` decides.
         channels_last: the order of the weights in memory; None leaves it (`UNet` has
             its channels last).
         compiled: by torch.compile; None does so on a GPU. On a CPU compiling takes
@@ -76,7 +82,7 @@ def faster(
     if compiled or (compiled is None and cuda):
         twin = torch.compile(twin)  # type: ignore[assignment]
     # Not entered where it would do nothing: that costs a toy 2 % of its step.
-    return InBfloat16(twin) if _casts(device, bf16) else twin
+    return InBfloat16(twin) if casts(device, bf16) else twin
 
 
 class InBfloat16(nn.Module):
@@ -87,23 +93,18 @@ class InBfloat16(nn.Module):
         self.net = net
         self.train(net.training)
 
-    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *others: Tensor, **named: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16):
-            eps_hat: Tensor = self.net(x, *others)
+            eps_hat: Tensor = self.net(x, *others, **named)
         return eps_hat
 
 
-def autocast(device: torch.device, bf16: bool | None) -> torch.autocast:
-    """Matrix products in bfloat16 if `bf16`, or if None and the GPU has them.
+def casts(device: torch.device, bf16: bool | None) -> bool:
+    """Whether products are in bfloat16: if `bf16`, or if it is None on a GPU with them.
 
     On a CPU float32 unless asked for: which CPUs gain differs (with AVX512_BF16 the
     U-Net trains 1.7 times as fast, without it is slower), and so would the weights.
     """
-    on = _casts(device, bf16)
-    return torch.autocast(device.type, torch.bfloat16, enabled=on)
-
-
-def _casts(device: torch.device, bf16: bool | None) -> bool:
     if bf16 is not None or device.type != "cuda":
         return bool(bf16)
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -118,11 +119,10 @@ class FastDropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        if x.device.type != "cpu" or not self.training or torch.compiler.is_compiling():
-            return super().forward(x)
         drop = round(self.p * 2**16)
-        if drop == 2**16:
-            return torch.zeros_like(x)
+        slow = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not (slow and self.training and drop < 2**16):
+            return super().forward(x)
         n = x.numel()
         coins = torch.empty(-(-n // 4), dtype=torch.long).random_(-(2**63), None)
         keep = torch.empty_like(x)  # 1 or 0, as x lies in memory

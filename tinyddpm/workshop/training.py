@@ -12,7 +12,7 @@ row for each class where there are classes.
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -25,11 +25,11 @@ from ..data import drawer, to_uint8
 from ..sampler import sample
 from ..schedule import linear_schedule
 from ..unet import UNet
-from .datasets import Pictures, padded, read_pictures
+from .datasets import Pictures, hold_out, padded, read_pictures
 from .pictures import grid, save_png
 from .progress import Progress
 from .run import fit
-from .scripts import SHORT, PictureConfig, command_line, sampling
+from .scripts import SHORT, PictureConfig, command_line, sampling, settled
 from .settings import pick_device
 
 
@@ -41,10 +41,12 @@ class Config(PictureConfig):
     size: Annotated[tuple[int, ...], "H W, which photos need"] = ()
     grey: Annotated[bool, "read photos in grey"] = False
     labels: Annotated[str | None, "a file of classes, for .npy and IDX"] = None
+    names: Annotated[tuple[str, ...], "of the classes; else the sub-folders'"] = ()
     classes: Annotated[bool, "learn the classes, where there are some"] = True
     flip: Annotated[bool, "mirror each picture with probability 1/2"] = False
+    held_out: Annotated[int, "pictures not to train on, for examples/score.py"] = 0
 
-    may_change = (*PictureConfig.may_change, "labels")
+    may_change = (*PictureConfig.may_change, "labels", "names")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,6 +68,7 @@ def main(argv: list[str]) -> None:
     chosen, argv = preset.parse_known_args(argv)
     c, args = command_line(argv, __doc__, PRESETS[chosen.preset], {})
     device, s, out = pick_device(c.device), linear_schedule(c.T), Path(c.out)
+    c = settled(c, device, args.resume)
     found = read(c)
     images, labels, classes = found
     _, C, H, W = images.shape
@@ -73,6 +76,7 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"a grid shows pictures with 1 or 3 channels, got {C}")
     of = f", in classes {', '.join(classes)}" if classes else ""
     print(f"{len(images):,} pictures {C}x{H}x{W}{of}")
+    c = c if c.names else replace(c, names=tuple(classes))
     none = len(classes) if c.classes and labels is not None else None
     draw = drawer(images.to(device), None, c.flip)
     if none is not None and labels is not None:
@@ -90,12 +94,17 @@ def main(argv: list[str]) -> None:
 def read(c: Config) -> Pictures:
     """The pictures to train on, with black around them where the network needs it."""
     size = (c.size[0], c.size[1]) if c.size else None
-    found = read_pictures(c.data, size, 1 if c.grey else 3, c.labels)
+    found = read_pictures(c.data, c.labels, size, 1 if c.grey else 3)
     factor = 2 ** (len(c.multipliers) - 1)
     H, W = (-(-n // factor) * factor for n in found.images.shape[2:])
     if tuple(found.images.shape[2:]) != (H, W):
         print(f"black pixels are put around each picture, to {H}x{W}")
-    return found._replace(images=padded(found.images, (H, W), c.data))
+    found = found._replace(images=padded(found.images, (H, W), c.data))
+    if c.held_out == 0:
+        return found
+    kept, _ = hold_out(c.held_out, len(found.images))
+    labels = None if found.labels is None else found.labels[kept]
+    return found._replace(images=found.images[kept], labels=labels)
 
 
 def save_grid(

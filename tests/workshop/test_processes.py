@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from tinyddpm.workshop.runtime import join, seed_masks
 
 from tinyddpm.workshop.checkpoint import load_checkpoint
+from tinyddpm.workshop.processes import join
+from tinyddpm.workshop.run import seed_masks
 
 from .training_run import CONFIG, alone, one_of_two, processes
 
@@ -78,9 +79,7 @@ def test_each_process_and_step_has_dropout_masks_of_its_own(monkeypatch):
     drawn = []
     with torch.random.fork_rng([]):
         for rank, step, seed in [(0, 5, 0), (1, 5, 0), (0, 6, 0), (0, 5, 1), (0, 5, 0)]:
-            monkeypatch.setattr(
-                "tinyddpm.workshop.runtime.rank", lambda rank=rank: rank
-            )
+            monkeypatch.setattr("tinyddpm.workshop.run.rank", lambda rank=rank: rank)
             seed_masks(seed, step, torch.device("cpu"))
             drawn.append(tuple(torch.rand(3).tolist()))
     assert len(set(drawn)) == 4
