@@ -408,7 +408,7 @@ def test_run_trains_with_the_readers_modules(importable, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     said = toy.run(importable / "out", steps=300)
     yours, ours = (
-        float(re.search(rf"{whose} +([\d.]+) %", said)[1])
+        float(re.search(rf"\b{whose} +([\d.]+) %", said)[1])
         for whose in ("yours", "ours")
     )
     assert yours > ours > 0
