@@ -50,26 +50,29 @@ def main(argv: list[str]) -> int:
     try:
         if args.name and args.command not in ("check", "hint", "solution"):
             raise UnusableError(f"{args.command} takes no name, got {args.name!r}")
+        chosen = named(args.name) if args.name else None
         if args.command == "start":
             return started(root)
         if args.command == "check":
-            return check(Reader(root), [named(args.name)] if args.name else [])
-        if args.command in ("hint", "solution") and not args.name:
-            raise UnusableError(
-                f"{args.command} needs a name: python -m exercises lists them"
-            )
-        if args.command == "hint":
-            return hint(root, named(args.name))
-        if args.command == "solution":
-            print(solution(named(args.name)))
+            return check(Reader(root), [chosen] if chosen else [])
+        if args.command in ("hint", "solution") and not chosen:
+            how = "python -m exercises lists them"
+            raise UnusableError(f"{args.command} needs a name: {how}")
+        if chosen and args.command == "hint":
+            return hint(root, chosen)
+        if chosen:
+            print(solution(chosen))
             return 0
         return run(Reader(root)) if args.command == "run" else listed(root)
     except KeyboardInterrupt:
         return 130
     except UnusableError as error:
         print(f"exercises: {error}", file=sys.stderr)
+    except BrokenPipeError:  # of a `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        print(f"exercises: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"exercises: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:
         how = "pip install -c constraints.txt -e '.[scripts]' brings it"
         print(f"exercises: {error}; {how}", file=sys.stderr)
