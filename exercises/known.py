@@ -343,15 +343,15 @@ PATCHES = (
     Known(
         "algorithm2",
         "M1",
-        "x_t = p_step(s, x_t, t, eps_hat, z, sigma2, clip_x_0)  # 4: x_{t-1}",
-        "x_t = p_step(s, x_t, t, eps_hat, 0 * z, sigma2, clip_x_0) + at("
+        "x_tm1 = p_step(s, x_t, t, eps_hat, z, sigma2, clip_x_0)  # 4: x_{t-1}",
+        "x_tm1 = p_step(s, x_t, t, eps_hat, 0 * z, sigma2, clip_x_0) + at("
         "s.sigma2(sigma2), t, x_t) * z",
     ),
     Known(
         "algorithm2",
         "M10",
-        "x_t = p_step(s, x_t, t, eps_hat, z, sigma2, clip_x_0)  # 4: x_{t-1}",
-        "x_t = p_step(s, x_t, t, eps_hat, 0 * z, sigma2, clip_x_0) + at("
+        "x_tm1 = p_step(s, x_t, t, eps_hat, z, sigma2, clip_x_0)  # 4: x_{t-1}",
+        "x_tm1 = p_step(s, x_t, t, eps_hat, 0 * z, sigma2, clip_x_0) + at("
         "s.sigma2(sigma2), t, x_t) ** 0.25 * z",
     ),
     Known(

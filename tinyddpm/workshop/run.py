@@ -59,12 +59,12 @@ def fit(
     """
     plain, B = unwrapped(net), config.batch
     device = next(plain.parameters()).device
-    s, ema = s.to(device), EMA(plain, config.ema)
-    optimiser = Adam(plain.parameters(), config.lr, fused=True)
-    shares = parts(B, config.micro_batch)
+    s, shares = s.to(device), parts(B, config.micro_batch)
     eps_theta = faster(
         net, config.bf16, config.channels_last, config.compile, dist.is_initialized()
     )
+    ema = EMA(plain, config.ema)  # after the weights have their order in memory
+    optimiser = Adam(plain.parameters(), config.lr, fused=True)
     with (
         rng_left_alone(device),
         trouble_explained(B, config.micro_batch),
@@ -118,7 +118,11 @@ def in_pieces(
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             eps_hat = answers.pop().detach()
-            state.note(step, t[i], (eps[i] - eps_hat).square().flatten(1).mean(1))
+            state.note(
+                step,
+                t[i],
+                (eps[i] - eps_hat).square().reshape(len(eps_hat), -1).mean(1),
+            )
         return total
 
     return gradient
