@@ -1,8 +1,8 @@
-"""The paper's equations as blanks to fill in, and a grader that proves the answers.
+"""The paper's equations as blanks to fill in, and a grader that tests the answers.
 
     python -m exercises                 the list, and what is done
     python -m exercises start           writes my_ddpm/, the modules with the blanks
-    python -m exercises check [NAME]    holds what you wrote to its equation's laws
+    python -m exercises check [NAMES]   tests what you wrote by its equation's laws
     python -m exercises hint NAME       a hint; asked again, a plainer one, up to three
     python -m exercises solution NAME   our source
     python -m exercises run             trains the toy with your modules and with ours
@@ -25,10 +25,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .rooms import OURS, Reader, UnusableError, solution, start
+from .rooms import OURS, BrokenFileError, Reader, UnusableError, solution, start
 from .table import EXERCISES, NAMED, Exercise
 
 SECONDS = 20.0  # for one exercise; a right answer takes less than one on an idle core
+STATES = {
+    "not yet": "still borrows ours",
+    "unchecked": "changed since the last check, if any",
+    "wrong": "broke a law when last checked",
+    "right": "kept its laws when last checked",
+    "missing": "the file, the function or its arguments must be put back",
+    "broken": "Python cannot read the file",
+}
 TO_START = 180.0  # for a process to import torch, on a machine that does other things
 
 
@@ -44,24 +52,27 @@ def main(argv: list[str]) -> int:
         default="list",
         choices=("list", "start", "check", "hint", "solution", "run"),
     )
-    parser.add_argument("name", nargs="?", help="an exercise, such as eq4")
+    parser.add_argument("names", nargs="*", help="exercises, such as eq4")
     args = parser.parse_args(argv)
     root = Path.cwd()
     try:
-        if args.name and args.command not in ("check", "hint", "solution"):
-            raise UnusableError(f"{args.command} takes no name, got {args.name!r}")
-        chosen = named(args.name) if args.name else None
+        most = {"check": len(EXERCISES), "hint": 1, "solution": 1}.get(args.command, 0)
+        if len(args.names) > most:
+            given = " ".join(args.names)
+            takes = "one name" if most else "no name"
+            raise UnusableError(f"{args.command} takes {takes}, got {given}")
+        chosen = [*dict.fromkeys(map(named, args.names))]
         if args.command == "start":
             return started(root)
         if args.command == "check":
-            return check(Reader(root), [chosen] if chosen else [])
+            return check(Reader(root), chosen)
         if args.command in ("hint", "solution") and not chosen:
             how = "python -m exercises lists them"
             raise UnusableError(f"{args.command} needs a name: {how}")
         if chosen and args.command == "hint":
-            return hint(root, chosen)
+            return hint(root, chosen[0])
         if chosen:
-            print(solution(chosen))
+            print(solution(chosen[0]))
             return 0
         return run(Reader(root)) if args.command == "run" else listed(root)
     except KeyboardInterrupt:
@@ -99,19 +110,25 @@ def named(name: str) -> Exercise:
 def listed(root: Path) -> int:
     """The exercises in order, each with its state."""
     reader = Reader(root) if (root / "my_ddpm").is_dir() else None
+    states = {e: state(reader, e) if reader else "" for e in EXERCISES}
     for e in EXERCISES:
-        print(f"{state(reader, e):9} {e.name:10} {e.source}: {e.asks}")
+        print(f"{states[e]:9} {e.name:10} {e.source}: {e.asks}")
+    print()
     if reader is None:
-        print("\nTo begin: python -m exercises start")
-    else:
-        print("\nTo check what you wrote: python -m exercises check")
+        print("To begin: python -m exercises start")
+        return 0
+    there = [f"{k}: {v}" for k, v in STATES.items() if k in states.values()]
+    print(f"{'; '.join(there)}.")
+    try:
+        reader.importable()
+        print("To check what you wrote: python -m exercises check")
+    except UnusableError as error:
+        print(f"To be mended first: {error}")
     return 0
 
 
-def state(reader: Reader | None, e: Exercise) -> str:
+def state(reader: Reader, e: Exercise) -> str:
     """What is known of an exercise without running it."""
-    if reader is None:
-        return ""
     try:
         if reader.is_blank(e):
             return "not yet"
@@ -119,8 +136,10 @@ def state(reader: Reader | None, e: Exercise) -> str:
         if not last or last[0] != reader.fingerprint(e):
             return "unchecked"
         return str(last[1])
+    except BrokenFileError:
+        return "broken"
     except UnusableError:
-        return "changed"
+        return "missing"
 
 
 def started(root: Path) -> int:
@@ -130,11 +149,12 @@ def started(root: Path) -> int:
             "my_ddpm/ is there, and nothing in it is overwritten; to begin a file "
             "again move it away first"
         )
-    print(f"wrote {len(written)} files in my_ddpm/: {', '.join(written)}")
-    first = EXERCISES[0]
-    line = Reader(root).line(first)
-    print(f"The first exercise, {first.name}, is at {first.file}, line {line}.")
-    print(f"When it is written: python -m exercises check {first.name}")
+    files = "1 file" if len(written) == 1 else f"{len(written)} files"
+    print(f"wrote {files} in my_ddpm/: {', '.join(written)}")
+    for first in [e for e in EXERCISES if f"{e.module}.py" in written][:1]:
+        line = Reader(root).line(first)
+        print(f"The first exercise, {first.name}, is at {first.file}, line {line}.")
+        print(f"When it is written: python -m exercises check {first.name}")
     return 0
 
 
@@ -145,38 +165,38 @@ def check(reader: Reader, chosen: list[Exercise]) -> int:
     """Runs the laws of the exercises chosen, or of all that are written."""
     if importlib.util.find_spec("torch") is None:
         raise UnusableError("torch is missing: pip install -c constraints.txt -e .")
+    reader.importable()
     todo: list[Exercise] = []
     waiting: list[Exercise] = []
     for e in chosen or EXERCISES:
         (waiting if reader.is_blank(e) else todo).append(e)
-    if chosen and waiting:
-        e = waiting[0]
-        print(
-            f"{e.name}: not yet. {e.file}, line {reader.line(e)}, still borrows ours."
-        )
-        print(f"A hint: python -m exercises hint {e.name}")
-        return 1
+    for e in waiting if chosen else []:
+        line = reader.borrows(e)
+        print(f"{e.name}: not yet. {e.file}, line {line}, still borrows ours.")
+        print(f"  A hint: python -m exercises hint {e.name}\n", flush=True)
     results = {}
     for name, (kind, text, *_) in verdicts(reader.folder.parent, todo):
         results[name] = kind
         remember(reader, NAMED[name], "right" if kind == "right" else "wrong")
-        if kind == "right" and not chosen:
+        if kind == "right" and len(chosen) != 1:
             text = f"{name} is right."
         print(text)
         if kind != "right":
             print(f"  A hint: python -m exercises hint {name}")
         print(flush=True)
-    if waiting:
+    if waiting and not chosen:
         print(f"not yet: {', '.join(e.name for e in waiting)}")
-    wrong = any(kind != "right" for kind in results.values())
-    if not wrong:
-        pointer(reader, chosen)
-    return 1 if wrong or not results else 0
+    if not results or any(kind != "right" for kind in results.values()):
+        return 1
+    if chosen and waiting:
+        return 1
+    pointer(reader, chosen)
+    return 0
 
 
 def pointer(reader: Reader, done: list[Exercise]) -> None:
     """The next blank after what was checked, or else the first."""
-    after = EXERCISES.index(done[0]) if done else 0
+    after = max(map(EXERCISES.index, done), default=0)
     for e in (*EXERCISES[after:], *EXERCISES):
         if state(reader, e) == "not yet":
             print(f"Next: {e.name}, {e.source}, at {e.file}, line {reader.line(e)}.")

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from .borrow import ours
-from .known import SKIP, Known, known_of, published, said, wrong
-from .laws import LAWS, Law, restore_schedules
+from .known import SKIP, Known, known_of, said, wrong
+from .laws import LAWS, Law, UnaskedError, kind, restore_schedules
 from .rooms import MODULES
 from .table import EXERCISES, NAMED, Exercise
 
@@ -76,6 +76,9 @@ def judge(e: Exercise, theirs: F) -> Verdict:
         if not broken:
             return Verdict("right", praise(e))
         law, case, value, wanted = broken[0]
+        if isinstance(value, Raised) and isinstance(value.error, UnaskedError):
+            why = f"{e.name} is wrong.\n  {value.error}.\n  The law: {law.says}."
+            return Verdict("wrong", why)
         if isinstance(value, Raised):
             return Verdict("raised", exception(e, law, case, value.error))
         upto = LAWS[e.name][: LAWS[e.name].index(law) + 1]
@@ -84,8 +87,7 @@ def judge(e: Exercise, theirs: F) -> Verdict:
             if alike(e, mine, known):
                 text = blame(e, broken, said(known))
                 return Verdict("wrong", text, known.id, known.says)
-    known_id, why = plain_reason(value, wanted, mine[0])
-    return Verdict("wrong", blame(e, broken, why), known_id)
+    return Verdict("wrong", blame(e, broken, plain_reason(value, wanted, mine[0])))
 
 
 def subject(e: Exercise) -> F:
@@ -183,7 +185,7 @@ def blame(e: Exercise, broken: list[Broken], why: str) -> str:
     lines += [f"  {line}" for line in why.split("\n") if line]
     others = [b.law.says for b in broken[1:] if b.law.own]
     if others:
-        lines += ["  Broken too:", *(f"    - {x}" for x in others)]
+        lines += ["  Also broken:", *(f"    - {x}" for x in others)]
     return "\n".join(lines)
 
 
@@ -202,8 +204,8 @@ def shown(value: Any, wanted: Any) -> tuple[str, str]:
                 return written(value), written(wanted)
             for k, (a, b) in enumerate(zip(value, wanted, strict=True)):
                 if not same(a, b, 1e-9):
-                    which = ("first", "second", "third")[k]
-                    return tuple(f"{x} (the {which})" for x in shown(a, b))  # type: ignore
+                    which = ("the mean", "the variance")[k]  # eq. 7 alone gives two
+                    return tuple(f"{x} ({which})" for x in shown(a, b))  # type: ignore
         return written(value), written(wanted)
     if isinstance(value, Tensor) and isinstance(wanted, Tensor):
         if value.shape != wanted.shape:
@@ -247,22 +249,22 @@ def digits(a: float, b: float) -> tuple[str, str]:
     return repr(a), repr(b)
 
 
-def plain_reason(value: Any, wanted: Any, first: list[Any]) -> tuple[str, str]:
-    """A published name if there is one, and what is wrong in kind."""
+def plain_reason(value: Any, wanted: Any, first: list[Any]) -> str:
+    """What is wrong in kind, of a mistake that has no name."""
     if value is None:
-        who, right, sources = published("M31")
-        why = f"This is M31, a published mistake: {who}{sources}.\nRight: {right}."
-        return "M31", f"The function returns nothing.\n{why}"
+        return "The function returns nothing."
+    if isinstance(wanted, tuple) and isinstance(value, Tensor):
+        return "This is one tensor, not two: return the mean and the variance."
     if isinstance(wanted, Tensor) and not isinstance(value, Tensor):
-        return "", f"A tensor is asked for; yours is a {type(value).__name__}."
+        return f"A tensor is asked for; yours is {kind(value)}."
     if isinstance(wanted, Tensor) and value.shape != wanted.shape:
-        return "", "The numbers may be right, but their shape is not."
+        return "The numbers may be right, but their shape is not."
     if isinstance(wanted, Tensor) and value.dtype != wanted.dtype:
-        return "", "Give the answer the right dtype: .to(...) at the end."
+        return "Give the answer the right dtype: .to(...) at the end."
     numbers = [x for x in first if isinstance(x, Tensor)]
     if len(numbers) > 3 and all(same(x, numbers[0], 1e-12) for x in numbers):
-        return "", "It gives the same answer whatever it is given."
-    return "", ""
+        return "It gives the same answer whatever it is given."
+    return ""
 
 
 def exception(e: Exercise, law: Law, case: str, error: BaseException) -> str:

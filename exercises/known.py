@@ -199,6 +199,13 @@ PATCHES = (
     Known(
         "eq7",
         "",
+        "c_t = alpha.sqrt() * (1",
+        "c_t = alpha_bar.sqrt() * (1",
+        "ᾱ_t stands where α_t should: x_t's factor has √α_t",
+    ),
+    Known(
+        "eq7",
+        "",
         "c_0 * x_0 + c_t * x_t",
         "c_0 * x_t + c_t * x_0",
         "x_0 and x_t have changed places",
@@ -540,10 +547,8 @@ PATCHES = (
     Known(
         "algorithm1",
         "",
-        "        optimiser.step()\n        optimiser.zero_grad()\n"
-        "        ema.update()\n",
-        "        ema.update()\n        optimiser.step()\n"
-        "        optimiser.zero_grad()\n",
+        "        optimiser.step()\n        ema.update()\n",
+        "        ema.update()\n        optimiser.step()\n",
         "the average is taken before the step: it is one step behind",
     ),
     Known(
@@ -626,13 +631,20 @@ PATCHES = (
         "    log_a, log_b = (((c + 0.044715 * c**3) * (2 / math.pi) ** 0.5).tanh()"
         ".add(1).div(2).clamp(min=1e-12).log() for c in (a, b))",
     ),
-    Known("eq13", "P10b", ".masked_fill(level == 255, FAR)", ""),
     Known(
         "eq13",
-        "P10b",
+        "",
+        ".masked_fill(level == 255, FAR)",
+        "",
+        "the last bin reaches to infinity: δ+(1) = ∞",
+    ),
+    Known(
+        "eq13",
+        "",
         "    a = ((low - mean) / variance**0.5).masked_fill(level == 0, -FAR)\n"
         "    b = ((high - mean) / variance**0.5).masked_fill(level == 255, FAR)",
         "    a, b = (low - mean) / variance**0.5, (high - mean) / variance**0.5",
+        "the first and the last bin reach to infinity: δ-(-1) = -∞, δ+(1) = ∞",
     ),
     Known(
         "eq13",
@@ -651,6 +663,23 @@ PATCHES = (
         "    return p.clamp(min=1e-12).log()\n",
         "the floor of 1e-12 hides what Φ(b) - Φ(a) loses far from the mean, as it does "
         "in the authors' code",
+    ),
+    Known(
+        "eq13",
+        "",
+        "    right = a > -b\n"
+        "    a, b = torch.where(right, -b, a), torch.where(right, -a, b)\n",
+        "",
+        "ln Φ keeps its digits only left of the mean: mirror a bin that lies right of "
+        "it",
+    ),
+    Known(
+        "eq13",
+        "",
+        "low, high = (level - 0.5) / 127.5 - 1, (level + 0.5) / 127.5 - 1",
+        "low, high = (level - 1) / 127.5 - 1, (level + 1) / 127.5 - 1",
+        "the bin is twice as wide as it should be: it reaches from x - 1/255 to x + "
+        "1/255, half a level to each side",
     ),
     Known(
         "eq13",

@@ -22,6 +22,10 @@ F = Callable[..., Any]
 Seen = Iterator[tuple[str, Any]]
 
 
+class UnaskedError(TypeError):
+    """A function that gives another kind of thing than its exercise asks for."""
+
+
 class Law(NamedTuple):
     """One law; values within `close` of each other, relatively, are the same."""
 
@@ -285,6 +289,28 @@ class Asked(nn.Module):
         return self.weight.to(x_t) * x_t
 
 
+def yielded(name: str, each: str, out: Any, most: int) -> Iterator[Any]:
+    """The first things that a generator function yields: `each` names what it must."""
+    asks = f"{name} must yield {each} at each step"
+    if not isinstance(out, Iterator):
+        raise UnaskedError(f"{asks}; it returned {kind(out)}")
+    n = each.count(",") + 1
+    for x in itertools.islice(out, most):
+        if not isinstance(x, tuple | list):
+            raise UnaskedError(f"{asks}; it yielded {kind(x)}")
+        if len(x) != n:
+            things = f"{len(x)} thing{'' if len(x) == 1 else 's'}"
+            raise UnaskedError(f"{asks}; it yielded {things}, not {n}")
+        yield x
+
+
+def kind(x: Any) -> str:
+    """nothing, a Tensor, an int"""
+    name = type(x).__name__
+    article = "an" if name[0] in "aeiou" else "a"
+    return "nothing" if x is None else f"{article} {name}"
+
+
 def loop(
     f: F, net: Any = None, seed: int = 3, **kwargs: Any
 ) -> tuple[list[Any], Asked, Tensor]:
@@ -293,12 +319,13 @@ def loop(
     g = Generator().manual_seed(seed)
     x_T = torch.randn((4, 4, 16, 16), generator=g, dtype=torch.float64)
     out = f(SMALL, net, x_T.clone(), g, **kwargs)
-    return [*itertools.islice(out, 20)], net, x_T
+    found = [*yielded("p_sample_loop", "(t, x_t, x_0_hat)", out, 20)]
+    return found, net, x_T
 
 
 def loop_steps(f: F) -> Seen:
     found, net, x_T = loop(f)
-    yield "t of what is yielded, T = 3", [step for step, _, _ in found]
+    yield "the t that are yielded, T = 3", [step for step, _, _ in found]
     yield (
         "t that the network is asked for, T = 3",
         [int(t.flatten()[0]) for _, t in net.asked],
@@ -341,7 +368,7 @@ def loop_noise(f: F) -> Seen:
 def loop_end(f: F) -> Seen:
     (*_, (_, x_1, _), (_, x_0, last)), _, _ = loop(f)
     right = p_mean(SMALL, x_1, torch.ones(4, dtype=torch.long), x_1 / 2)
-    yield "noise in x_0, T = 3: x_0 less μ_θ(x_1, 1)", (x_0 - right).std()
+    yield "noise in x_0, T = 3: x_0 minus μ_θ(x_1, 1)", (x_0 - right).std()
     yield "the last x_0_hat is x_0", torch.equal(x_0, last)
 
 
@@ -523,7 +550,7 @@ class Trained:
         ema = EMA(self.net, h.ema)
         optimiser = Descent(self.net)
         out = f(SMALL, self.net, self.draw, h, ema, optimiser, first, self.gradient)
-        for step, loss in itertools.islice(out, steps + 5):
+        for step, loss in yielded("algorithm_1", "(step, loss)", out, steps + 5):
             self.steps.append(step)
             self.losses.append(float(loss))
             self.w.append(float(self.net.w))
@@ -732,7 +759,7 @@ def block_dropout(f: F) -> Seen:
 def block_start(f: F) -> Seen:
     x, emb = numbers(1, 2, 4, 4, 4), numbers(2, 2, 6)
     block = f(4, 4, 6, 0.0).double().eval()
-    yield "a new block, 4 channels to 4: the answer less x", block(x, emb) - x
+    yield "a new block, 4 channels to 4: the answer minus x", block(x, emb) - x
 
 
 def block_gradients(f: F) -> Seen:
@@ -841,11 +868,11 @@ LAWS: dict[str, list[Law]] = {
     ],
     "eq2": [
         *equation("x_t = √(1-β_t) x_{t-1} + √β_t z", ("x_{t-1}", "z"), middle),
-        Law("data of unit variance keep it", unit_variance),
+        Law("data of unit variance keep unit variance", unit_variance),
     ],
     "eq4": [
         *equation("x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε", ("x_0", "ε"), middle),
-        Law("data of unit variance keep it", unit_variance),
+        Law("data of unit variance keep unit variance", unit_variance),
         Law("t steps of eq. 2 are eq. 4", composed),
         Law("t = 0 gives x_0 back", at_0),
     ],

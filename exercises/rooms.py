@@ -5,6 +5,7 @@ spoken of.
 """
 
 import ast
+import functools
 import hashlib
 import os
 import shutil
@@ -30,6 +31,10 @@ IMPORT = "from exercises.borrow import borrowed"
 
 class UnusableError(Exception):
     """What a reader must mend before anything can be checked: one sentence."""
+
+
+class BrokenFileError(UnusableError):
+    """A file that Python cannot read."""
 
 
 def start(root: Path) -> list[str]:
@@ -128,43 +133,55 @@ def find(tree: ast.Module, function: str) -> ast.FunctionDef | None:
 
 
 class Reader:
-    """The files of `my_ddpm/`, all of which Python can parse."""
+    """The files of `my_ddpm/`, each read when it is asked for."""
 
     def __init__(self, root: Path) -> None:
         self.folder = root / "my_ddpm"
         if not self.folder.is_dir():
             raise UnusableError("there is no my_ddpm/ here: python -m exercises start")
-        self.text = {m: self._read(self.folder / f"{m}.py") for m in MODULES}
-        self.tree = {m: self._parse(m, text) for m, text in self.text.items()}
+        self.text, self.tree = functools.cache(self._read), functools.cache(self._parse)
 
-    def _read(self, path: Path) -> str:
+    def _read(self, module: str) -> str:
+        path = self.folder / f"{module}.py"
         try:
             return path.read_text(encoding="utf-8")
         except FileNotFoundError:
             again = "python -m exercises start writes it anew"
             raise UnusableError(f"my_ddpm/{path.name} is missing: {again}") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise UnusableError(
+            raise BrokenFileError(
                 f"my_ddpm/{path.name} cannot be read: {error}"
             ) from None
 
-    def _parse(self, module: str, text: str) -> ast.Module:
+    def _parse(self, module: str) -> ast.Module:
         try:
-            return ast.parse(text)
+            return ast.parse(self.text(module))
         except (SyntaxError, ValueError) as error:
             line = getattr(error, "lineno", None)
             said = getattr(error, "msg", error)
             where = f", line {line}" if line else ""
             what = "is not Python yet"
             message = f"my_ddpm/{module}.py{where} {what}: {said}"
-            raise UnusableError(message) from None
+            raise BrokenFileError(message) from None
 
-    def function(self, e: Exercise) -> ast.FunctionDef:
-        """The reader's function, which must have the name and arguments of ours."""
-        node = find(self.tree[e.module], e.function)
+    def importable(self) -> None:
+        """Raises for the first thing without which the modules cannot be used."""
+        for module in MODULES:
+            self.tree(module)
+        for e in EXERCISES:
+            self.found(e)
+
+    def found(self, e: Exercise) -> ast.FunctionDef:
+        """The reader's function, which must be there."""
+        node = find(self.tree(e.module), e.function)
         if node is None:
             how = f"put back what `python -m exercises solution {e.name}` begins with"
             raise UnusableError(f"{e.file} has no {e.function} any more: {how}")
+        return node
+
+    def function(self, e: Exercise) -> ast.FunctionDef:
+        """The reader's function, which must have the name and arguments of ours."""
+        node = self.found(e)
         text = (OURS / f"{e.module}.py").read_text(encoding="utf-8")
         right = find(ast.parse(text), e.function)
         assert right is not None
@@ -175,18 +192,19 @@ class Reader:
             )
         return node
 
+    def borrows(self, e: Exercise) -> int:
+        """The line that borrows our function; 0 when it stands there no more."""
+        for n in ast.walk(self.function(e)):
+            if isinstance(n, ast.Name) and n.id == "borrowed":
+                return n.lineno
+        return 0
+
     def is_blank(self, e: Exercise) -> bool:
-        """Whether the line that borrows our function still stands there."""
-        return any(
-            isinstance(n, ast.Call)
-            and isinstance(n.func, ast.Name)
-            and n.func.id == "borrowed"
-            for n in ast.walk(self.function(e))
-        )
+        return self.borrows(e) > 0
 
     def fingerprint(self, e: Exercise) -> str:
         """Of the function and all of its module that is no exercise itself."""
-        tree = ast.parse(self.text[e.module])
+        tree = ast.parse(self.text(e.module))
         kept = [ast.dump(self.function(e))]
         others = [x.function for x in EXERCISES if x.module == e.module]
         for function in others:
@@ -198,7 +216,7 @@ class Reader:
 
     def line(self, e: Exercise) -> int:
         """The line where an exercise's blank, or function, begins."""
-        lines = self.text[e.module].splitlines()
+        lines = self.text(e.module).splitlines()
         marks = [i for i, x in enumerate(lines, 1) if f"# EXERCISE {e.name}," in x]
         return marks[0] if marks else self.function(e).lineno
 

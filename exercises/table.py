@@ -224,20 +224,20 @@ EXERCISES = (
         "algorithm_1",
         "training: lines 1 to 6, one step yielded at a time",
         "For step = first..h.steps: draw what lines 2 to 4 name, all from\n"
-        "Generator(device).manual_seed(random_seed(h.seed, step)); line 5 is\n"
-        "gradient(s, net, x_0, t, eps, *c), which adds to each p.grad and returns the\n"
-        "loss; then clip_grad_norm_(theta, h.max_norm), learning_rate(h, step) into\n"
-        'optimiser.param_groups[0]["lr"], optimiser.step(), ema.update(); the next\n'
-        "step starts from gradients of zero. Yield (step, loss).",
+        "Generator(device).manual_seed(random_seed(h.seed, step)); set the gradients\n"
+        "to zero; line 5 is gradient(s, net, x_0, t, eps, *c), which adds to each\n"
+        "p.grad and returns the loss; then clip_grad_norm_(theta, h.max_norm),\n"
+        'learning_rate(h, step) into optimiser.param_groups[0]["lr"],\n'
+        "optimiser.step(), ema.update(). Yield (step, loss).",
         (
             "t is uniform on {1..T}, both ends included. Every picture of the batch "
             "has its own t and its own ε.",
             "x_0, *c = draw(B, generator); torch.randint(low, high, (B,), "
             "generator=generator, device=device) never gives high; "
             "randn_like(x_0, generator).",
-            "In the order: generator, draw, torch.randint(1, s.T + 1, ...), eps, loss "
-            "= gradient(s, net, x_0, t, eps, *c), clip_grad_norm_, lr, "
-            "optimiser.step(), optimiser.zero_grad(), ema.update(), yield step, loss",
+            "In the order: generator, draw, torch.randint(1, s.T + 1, ...), eps, "
+            "optimiser.zero_grad(), loss = gradient(s, net, x_0, t, eps, *c), "
+            "clip_grad_norm_, lr, optimiser.step(), ema.update(), yield step, loss",
         ),
         (2, 0),
     ),
@@ -277,13 +277,14 @@ EXERCISES = (
         "EMA.update",
         "the moving average of the weights, one step of it",
         "Move self._ema, the list of averaged weights, towards self._theta, the\n"
-        "network's; set the averages' buffers to the network's: self._buffers holds\n"
-        "pairs (of_ema, of_net). Change tensors in place.",
+        "network's; set the buffers of self.net to those of self._of, the network.\n"
+        "Change tensors in place.",
         (
             "A decay near 1 keeps nearly all of the average.",
             "for ema, theta in zip(self._ema, self._theta): ... in place, with mul_, "
             "add_, lerp_ or copy_. Buffers are copied, not averaged.",
-            "ema.mul_(self.decay).add_(theta, alpha=1 - self.decay), and "
+            "ema.mul_(self.decay).add_(theta, alpha=1 - self.decay); and for of_ema, "
+            "of_net in zip(self.net.buffers(), self._of.buffers()): "
             "of_ema.copy_(of_net)",
         ),
     ),

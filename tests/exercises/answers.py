@@ -738,7 +738,7 @@ def another_seed(s, net, draw, h, ema, optimiser, first=1, gradient=None):
 
 
 def buffers(self):
-    for of_ema, of_net in self._buffers:
+    for of_ema, of_net in zip(self.net.buffers(), self._of.buffers(), strict=True):
         of_ema.copy_(of_net)
 
 
@@ -762,7 +762,7 @@ def data(self):
 def copied(self):
     for a, p in zip(self._ema, self._theta, strict=True):
         a.copy_(a * self.decay + p * (1 - self.decay))
-    for a, b in self._buffers:
+    for a, b in zip(self.net.buffers(), self._of.buffers(), strict=True):
         a.set_(b.clone())
 
 

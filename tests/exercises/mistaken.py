@@ -1,6 +1,6 @@
 """Mistakes as readers make them, in words other than those of `exercises/known.py`.
 
-`MISTAKEN` holds (exercise, the published name it must be given, the function).
+`MISTAKEN` holds (exercise, the published name it must be given or "", the function).
 """
 
 import math
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, nn
 
+from tinyddpm.forward import q_posterior
 from tinyddpm.sampler import asked, p_mean, p_step, predict_x_0
 from tinyddpm.schedule import Schedule, at
 from tinyddpm.train import EMA, learning_rate, random_seed
@@ -84,7 +85,7 @@ def variance_for_deviation(s, x_tm1, t, z):
     return ((1 - b) * x_tm1 + b * z).to(x_tm1.dtype)
 
 
-@mistake("eq2", "M31")
+@mistake("eq2", "")
 def no_return(s, x_tm1, t, z):
     b = wide(s.beta[t])
     (1 - b).sqrt() * x_tm1 + b.sqrt() * z
@@ -146,9 +147,14 @@ def eq_4s_slip(s, x_t, t, eps_hat):
     return (x_t / ab.sqrt() - (1 - ab) / ab.sqrt() * eps_hat).to(x_t.dtype)
 
 
-@mistake("eq15", "M31")
+@mistake("eq15", "")
 def forgotten(s, x_t, t, eps_hat):
     at(s.alpha_bar, t, x_t)
+
+
+@mistake("eq7", "")
+def the_mean_alone(s, x_t, x_0, t):
+    return q_posterior(s, x_t, x_0, t)[0]
 
 
 @mistake("step", "M1")
@@ -265,13 +271,11 @@ def never_T(s, net, draw, h, ema, optimiser, first=1, gradient=None):
 @mistake("ema", "D9")
 @torch.no_grad()
 def swapped_for_good(self):
-    for a, p, (of_ema, of_net) in zip(
-        self._ema, self._theta, self._buffers or [(None, None)] * 9, strict=False
-    ):
+    for a, p in zip(self._ema, self._theta, strict=True):
         a.mul_(self.decay).add_(p, alpha=1 - self.decay)
         p.copy_(a)
-        if of_ema is not None:
-            of_ema.copy_(of_net)
+    for of_ema, of_net in zip(self.net.buffers(), self._of.buffers(), strict=True):
+        of_ema.copy_(of_net)
 
 
 @mistake("eq13", "P10")

@@ -133,7 +133,9 @@ def test_a_blank_is_not_yet_and_never_wrong(reader, capsys):
         assert said.startswith(f"{e.name}: not yet. {e.file}, line ")
         line = int(re.search(r"line (\d+)", said)[1])
         text = (reader / e.file).read_text(encoding="utf-8").splitlines()
-        assert f"EXERCISE {e.name}," in text[line - 1]
+        assert "return borrowed(" in text[line - 1]
+        marks = [i for i, x in enumerate(text) if f"EXERCISE {e.name}," in x]
+        assert 0 < line - 1 - marks[0] < 9
     assert run("check") == 1
     assert "wrong" not in capsys.readouterr().out
 
@@ -227,7 +229,7 @@ def test_check_from_the_first_to_the_last_word(reader, capfd, monkeypatch):
         "eq12 ended or blocked the process that checks it (exit code 7)",
         "eq14 is wrong.",
         example,
-        "M31",
+        "The function returns nothing.",
         "not yet: alpha_bar,",
     ):
         assert words in said.out, said.out
@@ -265,6 +267,44 @@ def test_the_list_knows_what_is_done(reader, capsys, monkeypatch):
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("(1 - alpha_bar).sqrt()", "1"), encoding="utf-8")
     assert listed(capsys)["eq4"] == "unchecked"
+
+
+def test_one_broken_file_does_not_stop_the_list(reader, capsys):
+    """Its exercises are broken, the others have their states; so for what is gone."""
+    damaged(reader, '    return borrowed("forward.q_sample"', "    x = (")
+    states = listed(capsys)
+    forward = {e.name for e in EXERCISES if e.module == "forward"}
+    assert {n for n, state in states.items() if state == "broken"} == forward
+    assert states["eq15"] == "not yet"
+    assert run("list") == 0
+    *_, meaning, mended = capsys.readouterr().out.splitlines()
+    assert "broken: Python cannot read the file" in meaning
+    assert "my_ddpm/forward.py, line" in mended
+    (reader / "my_ddpm/forward.py").unlink()
+    assert run("start") == 0
+    said = capsys.readouterr().out
+    assert "wrote 1 file in my_ddpm/: forward.py" in said
+    assert "The first exercise, eq2, is at my_ddpm/forward.py" in said
+    damaged(reader, "def q_sample(", "def q_simple(")
+    assert {n for n, state in listed(capsys).items() if state == "missing"} == {"eq4"}
+
+
+def test_several_exercises_are_checked_at_once(reader, capsys, monkeypatch):
+    """In the order given, each once; a blank among them is told, and is not right."""
+    asked = []
+
+    def verdicts(root, todo, seconds=0):
+        asked.append([e.name for e in todo])
+        yield from ((e.name, ["right", "", "", ""]) for e in todo)
+
+    monkeypatch.setattr(command, "verdicts", verdicts)
+    write(reader, "eq4", EQ_4)
+    write(reader, "eq2", EQ_2)
+    assert run("check", "eq4", "eq2", "q_sample") == 0
+    assert "eq4 is right.\n\neq2 is right." in capsys.readouterr().out
+    assert run("check", "eq4", "eq7") == 1
+    assert "eq7: not yet. my_ddpm/forward.py, line" in capsys.readouterr().out
+    assert asked == [["eq4", "eq2"], ["eq4"]]
 
 
 def test_hints_come_one_by_one_and_are_remembered(reader, capsys):
@@ -308,6 +348,9 @@ def damaged(root, old, new):
 def test_what_must_be_mended_first_is_one_sentence(reader, capsys, old, new, said):
     """Syntax, a deleted function, a renamed argument, a changed signature: exit 2."""
     damaged(reader, old, new)
+    if "has no" in said:  # nor can another module then be imported
+        assert run("check", "eq7") == 2
+        assert said in capsys.readouterr().err
     assert run("check", "eq4") == 2
     error = capsys.readouterr().err
     assert said.replace(": Tensor", "") in error
@@ -323,6 +366,7 @@ def test_what_must_be_mended_first_is_one_sentence(reader, capsys, old, new, sai
         (("hint",), "hint needs a name"),
         (("solution",), "solution needs a name"),
         (("run", "eq4"), "run takes no name"),
+        (("hint", "eq4", "eq7"), "hint takes one name, got eq4 eq7"),
     ],
 )
 def test_a_wrong_name_is_one_sentence(reader, capsys, args, said):

@@ -123,7 +123,7 @@ SCHEDULE = (
     ),
     Mistake(
         "M46b",
-        "the same: entries cast to the data's dtype before the formula",
+        "HF add_noise: the table is cast to the pictures' dtype before the formula",
         "1-ᾱ_t, its root and the sum in float64, then rounded",
         "schedule.py",
         ".index_select(0, t).view(",
@@ -292,7 +292,7 @@ SAMPLER = (
     ),
     Mistake(
         "P5",
-        "W8 clips x̂_0 after the mean is computed: dead code",
+        "clip_x_0 has no effect; W8 does the same: it clips after the mean is computed",
         "eq. 7's mean of the clamped x̂_0",
         "sampler.py",
         "mu_theta, _ = q_posterior(s, x_t, x_0_hat, t)",
@@ -377,7 +377,7 @@ TRAINING = (
     Mistake(
         "M5b",
         "MI superminddpm.py randint(1, n_T): T is never trained",
-        "the same",
+        "t ~ U{1..T}, both ends included (Alg. 1 line 3)",
         "train.py",
         "torch.randint(1, s.T + 1",
         "torch.randint(1, s.T",
@@ -669,15 +669,6 @@ BOUND = (
         ".add(1).div(2).clamp(min=1e-12).log() for c in (a, b))",
         "paper/test_eq_13_decoder.py::test_each_bin_is_the_integral_of_the_density",
     ),
-    Mistake(
-        "P10b",
-        "eq. 13's ends forgotten: bins of equal width at x = -1 and x = 1",
-        "δ-(-1) = -∞ and δ+(1) = ∞: the 256 bins sum to 1",
-        "bound.py",
-        ".masked_fill(level == 255, FAR)",
-        "",
-        "paper/test_eq_13_decoder.py::test_the_256_bins_sum_to_one",
-    ),
 )
 
 OURS = (
@@ -745,6 +736,15 @@ OURS = (
         "        optimiser.zero_grad()\n",
         "",
         "paper/test_algorithm_1.py::test_fit_is_algorithm_1_with_appendix_bs_optimiser",
+    ),
+    Mistake(
+        "O8",
+        "eq. 13's ends forgotten: bins of equal width at x = -1 and x = 1",
+        "δ-(-1) = -∞ and δ+(1) = ∞: the 256 bins sum to 1",
+        "bound.py",
+        ".masked_fill(level == 255, FAR)",
+        "",
+        "paper/test_eq_13_decoder.py::test_the_256_bins_sum_to_one",
     ),
 )
 
