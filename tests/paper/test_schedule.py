@@ -221,7 +221,7 @@ def test_a_schedule_float64_cannot_hold_is_refused(beta, first, last):
 
     The error says which, and what to do.
     """
-    ends = f"alpha_bar_1 = {first}, alpha_bar_T {last}"
+    ends = f"alpha_bar_1 = {first}, alpha_bar_T = {last}"
     message = f"cannot hold.+{ends}; choose a larger beta_1 or a smaller T$"
     with pytest.raises(ValueError, match=message):
         Schedule(torch.tensor(beta, dtype=torch.float64))
