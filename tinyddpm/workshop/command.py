@@ -28,7 +28,7 @@ from ..data import to_float, to_uint8
 from ..sampler import interpolate
 from ..schedule import Schedule
 from .checkpoint import Checkpoint, load_checkpoint, rebuild
-from .datasets import read_pictures
+from .datasets import as_they_are, padded
 from .drawing import (
     draw,
     draw_all,
@@ -180,7 +180,11 @@ def _read(args: argparse.Namespace, shape: tuple[int, ...]) -> Tensor:
     if args.data == "gradients":
         g = Generator().manual_seed(args.seed)
         return to_uint8(gradient_images(max(args.pictures, 1), H, W, g, C))
-    images, _, _ = read_pictures(args.data, None, (H, W), C, "test")
+    images = as_they_are(Path(args.data), (H, W), C, "test").images
+    more = H - images.shape[2], W - images.shape[3]
+    if any(more) and all(0 <= n < 8 for n in more):  # as in training: 28 to 32, say
+        print(f"{args.data}: black pixels are put around each picture, to {H}x{W}")
+        images = padded(images, (H, W), args.data)
     if images.shape[1:] != torch.Size(shape):
         raise ValueError(
             f"{args.checkpoint} is for pictures {tuple(shape)}, {args.data} holds "
