@@ -82,9 +82,9 @@ def in_float64(model: nn.Module) -> nn.Module:
 
 
 def disagreement(model: nn.Module, net: nn.Module, x: Tensor, t: Tensor) -> float:
-    """max |theirs - ours| in units of theirs' largest number."""
+    """max |theirs - ours| in units of theirs' largest number; t is theirs, from 0."""
     with torch.no_grad():
-        theirs, ours = model(x, t).sample, net(x, t)
+        theirs, ours = model(x, t).sample, net(x, t + 1)
     assert ours.dtype == theirs.dtype == x.dtype
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
@@ -128,10 +128,10 @@ def test_the_paper_s_network_is_the_same_function_as_diffusers(dtype, tolerance)
 def test_algorithm_2_step_by_step_as_ddpm_scheduler(variance_type, sigma2):
     """50 steps of Algorithm 2 from the same x_T with the same noise, each compared.
 
-    Theirs counts from 0: its step t - 1 is our t, and the network must be asked with
-    t - 1 too. Their tables are float32 (1e-7, and 1 - ᾱ_1 has lost three digits), so
-    each step starts from the same x_t and is held to 1e-4 of its largest number; theirs
-    keeps β̃_1 at 1e-20 where ours is 0. Run on freely, the two end within 1e-3.
+    Theirs counts from 0: its step t - 1 is our t. Their tables are float32 (1e-7, and
+    1 - ᾱ_1 has lost three digits), so each step starts from the same x_t and is held to
+    1e-4 of its largest number; theirs keeps β̃_1 at 1e-20 where ours is 0. Run on
+    freely, the two end within 1e-3.
     """
     T = 50
     model = published(**SMALL)
@@ -158,9 +158,9 @@ def test_algorithm_2_step_by_step_as_ddpm_scheduler(variance_type, sigma2):
             z = torch.randn(x_t.shape, generator=generator)
             z = z if index > 0 else torch.zeros_like(z)  # Algorithm 2, line 3
             scale = theirs.abs().max()
-            ours = p_step(s, x_t, t, net(x_t, t - 1), z, sigma2)
+            ours = p_step(s, x_t, t, net(x_t, t), z, sigma2)
             assert (ours - theirs).abs().max() < 1e-4 * scale
-            x_free = p_step(s, x_free, t, net(x_free, t - 1), z, sigma2)
+            x_free = p_step(s, x_free, t, net(x_free, t), z, sigma2)
             x_t = theirs
     assert (x_free - x_t).abs().max() < 1e-3 * x_t.abs().max()
 
