@@ -181,7 +181,8 @@ def unet_to_diffusers(
 
     Args:
         net: a `UNet` of the paper's blocks, without classes, for 1 or 3 channels, whose
-            norms all have as many groups: all have 32 if `base` is a multiple of 64.
+            multipliers begin with 1 and whose norms all have as many groups, which are
+            32 if `base` is a multiple of 64.
         folder: which is not there yet, or is empty. It appears whole or not at all.
         s: the schedule the network was trained for.
         size: (H, W) of the pictures.
@@ -427,6 +428,11 @@ def _exportable(net: nn.Module, size: tuple[int, int]) -> UNet:
     if net.in_channels not in (1, 3):
         raise ValueError(
             f"DDPMPipeline makes pictures of 1 or 3 channels, got {net.in_channels}"
+        )
+    if net.multipliers[0] != 1:
+        raise ValueError(
+            f"multipliers must begin with 1, since a UNet2DModel's first convolution "
+            f"is as wide as its first level, got {net.multipliers}"
         )
     if min(size) < 1 or size[0] % net.factor or size[1] % net.factor:
         raise ValueError(f"H and W must be multiples of {net.factor}, got {size}")

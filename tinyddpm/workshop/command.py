@@ -53,11 +53,11 @@ paper follows, is 50,000 pictures of the EMA weights against the training set:
 
     python -m tinyddpm sample CHECKPOINT --pictures 50000 --out samples.npz
 
-samples.npz has one array of 8-bit pictures (N, H, W, channels), arr_0, as the evaluator
-of guided-diffusion reads it; --out samples/ gives a folder of PNG files, as torch-fidelity
-and clean-fid read it. Make the reference statistics with the same tool, from the
-training pictures at the network's own size; a FID against the test set, of fewer pictures
-or by another tool is another number. The tools are for pictures in colour.
+samples.npz has one array of 8-bit pictures (N, H, W, channels), arr_0, as the
+evaluator of guided-diffusion reads it; --out samples/ gives a folder of PNG files, as
+torch-fidelity and clean-fid read it. Make the reference statistics with the same tool,
+from the training pictures at the network's own size: a FID against the test set, of
+fewer pictures or by another tool is another number.
 """
 
 
