@@ -76,12 +76,13 @@ def test_two_processes_are_one_to_rounding(tmp_path, micro_batch):
 
 def test_each_process_and_step_has_dropout_masks_of_its_own(monkeypatch):
     """Rank, step and seed each change the masks, and the same three give the same."""
-    drawn = []
+    drawn, own = [], torch.Generator()
     with torch.random.fork_rng([]):
         for rank, step, seed in [(0, 5, 0), (1, 5, 0), (0, 6, 0), (0, 5, 1), (0, 5, 0)]:
             monkeypatch.setattr("tinyddpm.workshop.run.rank", lambda rank=rank: rank)
-            seed_masks(seed, step, torch.device("cpu"))
+            seed_masks(seed, step, torch.device("cpu"), own)
             drawn.append(tuple(torch.rand(3).tolist()))
+            assert drawn[-1] == tuple(torch.rand(3, generator=own).tolist())
     assert len(set(drawn)) == 4
     assert drawn[0] == drawn[4]
 
