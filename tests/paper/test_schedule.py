@@ -269,7 +269,7 @@ def test_one_end_point_alone_is_refused(make, ends):
 def test_an_end_point_outside_0_1_is_refused(make, bad, first):
     """As for the table: β_1 and β_T lie inside (0, 1), also where a square hides it."""
     ends = (bad, 0.5) if first else (0.5, bad)
-    message = r"^beta_1 and beta_T must lie inside \(0, 1\), got "
+    message = r"^beta must lie inside \(0, 1\), got "
     with pytest.raises(ValueError, match=message):
         make(50, *(ends if make is not constant_schedule else [bad]))
 
