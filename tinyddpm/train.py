@@ -53,8 +53,7 @@ def L_simple(
 
     Args: eps_theta, the network, called once; x_0 in [-1, 1], (B, ...); t (B,), drawn
         uniformly from 1..T; eps, ε ~ N(0, I), the shape of x_0; c, further arguments of
-        the network, such as the pictures' classes (B,).
-    Returns: a scalar.
+        the network, such as the pictures' classes (B,). Returns: a scalar.
     """
     x_t = q_sample(s, x_0, t, eps)
     check_range("t", t, 1, s.T)  # eq. 4 takes t = 0 too

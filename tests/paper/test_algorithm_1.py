@@ -128,7 +128,7 @@ def test_the_lines_in_order(monkeypatch):
         assert all(map(torch.equal, drawn, expected))
         assert torch.equal(lines.generator.get_state(), replay.get_state())
         rate = ("step", learning_rate(config, step))
-        order = ["x_0", "L_simple", ("clip", 0.25), rate, "zero", "average"]
+        order = ["x_0", "zero", "L_simple", ("clip", 0.25), rate, "average"]
         assert (at_step, lines.log) == (step, order)
         assert torch.equal(loss, L_simple(S, net, *expected).detach())
     assert next(run, None) is None

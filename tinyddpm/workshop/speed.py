@@ -117,7 +117,10 @@ class FastDropout(nn.Dropout):
 
     There torch tosses one coin after the other on one core, a twelfth of a training
     step's time. So p, and with it the scale 1/(1-p), is rounded to a multiple of 2⁻¹⁶.
+    There the masks can come from a generator of their own: torch's is every thread's.
     """
+
+    generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -126,7 +129,8 @@ class FastDropout(nn.Dropout):
         if not (slow and self.training and drop < 2**16):
             return super().forward(x)
         n = x.numel()
-        coins = torch.empty(-(-n // 4), dtype=torch.long).random_(-(2**63), None)
+        coins = torch.empty(-(-n // 4), dtype=torch.long)
+        coins.random_(-(2**63), None, generator=self.generator)
         keep = torch.empty_like(x)  # 1 or 0, as x lies in memory
         coins = coins.view(torch.int16)[:n].as_strided(x.shape, keep.stride())
         torch.ge(coins, drop - 2**15, out=keep)
