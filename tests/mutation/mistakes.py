@@ -389,8 +389,8 @@ TRAINING = (
         "state_dict",
         "training changes the weights' numbers, not their names",
         "workshop/run.py",
-        "    s, ema = s.to(device)",
-        '    plain.register_buffer("beta", s.beta)\n    s, ema = s.to(device)',
+        "    s, shares = s.to(device)",
+        '    plain.register_buffer("beta", s.beta)\n    s, shares = s.to(device)',
         "workshop/test_checkpoint.py::test_it_holds_the_run",
     ),
     Mistake(
