@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -408,8 +409,9 @@ def test_pictures_of_another_kind_or_number_are_refused():
         (torch.zeros(6, *SHAPE), "got Tensor; a single tensor x_0 is given as"),
         ((), r"must give \(x_0,\) or \(x_0, c\), got tuple"),
     ):
+        wrong = partial(lambda batch, *_: batch, given)
         with pytest.raises(ValueError, match=said):
-            trained(data=lambda n, g, given=given: given)
+            trained(data=wrong)
     drawn = []
 
     def changing(n, generator):

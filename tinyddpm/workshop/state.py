@@ -247,5 +247,6 @@ class State:
 
 
 def tell(what: str) -> None:
+    """Prints a line to stderr, in process 0."""
     if rank() == 0:
         print(what, file=sys.stderr)
