@@ -21,9 +21,9 @@ from torch import nn
 
 from tinyddpm import linear_schedule
 from tinyddpm.bound import bits_per_dim
+from tinyddpm.data import to_float
 from tinyddpm.mlp import MLP
 from tinyddpm.unet import UNet
-from tinyddpm.workshop.pictures import to_float
 
 ROUNDS = 9
 
@@ -35,7 +35,7 @@ def seconds(do: Callable[[], object]) -> float:
 
 
 def compare(net: nn.Module, shape: tuple[int, ...], N: int, T: int) -> list[float]:
-    """Quartiles, over N pictures and T steps in calls of N: T calls either way."""
+    """Quartiles, over N pictures: T calls of the network either way."""
     s, g = linear_schedule(T), torch.Generator().manual_seed(0)
     x_0 = to_float(torch.randint(256, (N, *shape), generator=g, dtype=torch.uint8))
     x_t = torch.randn(x_0.shape, generator=g)
@@ -47,7 +47,7 @@ def compare(net: nn.Module, shape: tuple[int, ...], N: int, T: int) -> list[floa
             net(x_t, torch.full((N,), step))
 
     def bound() -> None:
-        bits_per_dim(s, net, x_0, g, chunk=N)
+        bits_per_dim(s, net, x_0, g)
 
     calls(), bound()  # warm up
     ratios = [seconds(bound) / seconds(calls) for _ in range(ROUNDS)]

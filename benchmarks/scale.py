@@ -26,10 +26,10 @@ import torch
 
 from tinyddpm import linear_schedule, sample
 from tinyddpm.data import drawer
-from tinyddpm.train import fit
 from tinyddpm.unet import UNet
+from tinyddpm.workshop.run import fit
 from tinyddpm.workshop.settings import TrainConfig, pick_device
-from tinyddpm.workshop.speed import autocast
+from tinyddpm.workshop.speed import faster
 
 RECORDS = 6  # the first is warming up
 
@@ -42,17 +42,22 @@ def cost(case: dict[str, int], device: torch.device, each: int) -> dict[str, Any
     images = torch.randint(256, (512, *size), dtype=torch.uint8, device=device)
     s = linear_schedule(case["T"])
     config = TrainConfig(
-        steps=RECORDS * each, batch=case["batch"], log_every=each, save_every=each
+        steps=RECORDS * each,
+        batch=case["batch"],
+        log_every=each,
+        save_every=each,
+        warmup=0,
+        ema=0,
     )
     ends: list[float] = []
     fit(s, net, drawer(images), config, lambda r: ends.append(time.perf_counter()))
     steps = [(b - a) / each for a, b in itertools.pairwise(ends)]
     step, sampled = statistics.median(steps), []
-    with autocast(device, config.bf16):
-        for _ in range(3):
-            began = time.perf_counter()
-            sample(s, net, (case["batch"], *size)).cpu()
-            sampled.append(time.perf_counter() - began)
+    eps_theta = faster(net, config.bf16, compiled=False)
+    for _ in range(3):
+        began = time.perf_counter()
+        sample(s, eps_theta, (case["batch"], *size)).cpu()
+        sampled.append(time.perf_counter() - began)
     return case | {
         "ms_per_step": 1e3 * step,
         "quartiles_ms": [1e3 * q for q in statistics.quantiles(steps, n=4)[::2]],

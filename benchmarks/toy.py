@@ -34,7 +34,7 @@ from tqdm import tqdm
 from tinyddpm import Schedule, linear_schedule
 from tinyddpm.beyond.gradients import gradient_drawer, gradient_images
 from tinyddpm.mlp import MLP
-from tinyddpm.train import fit
+from tinyddpm.workshop.run import fit
 from tinyddpm.workshop.settings import TrainConfig
 
 SHAPE, BATCH, STEPS, T = (3, 5, 5), 128, 391, 100
@@ -82,7 +82,7 @@ def plain_loop(s: Schedule, net: nn.Module, pictures: Tensor) -> None:
 
 
 def our_loop(s: Schedule, net: nn.Module) -> None:
-    config = TrainConfig(steps=STEPS, batch=BATCH, lr=1e-3, warmup=0)
+    config = TrainConfig(steps=STEPS, batch=BATCH, lr=1e-3, warmup=0, ema=0.98)
     with tqdm(total=STEPS, file=sys.stderr) as bar:
         draw = gradient_drawer(*SHAPE[1:])
         fit(s, net, draw, config, log=lambda r: bar.update(r.step - bar.n))

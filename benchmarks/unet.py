@@ -4,7 +4,8 @@
     python benchmarks/unet.py --dtype bfloat16 --batch 16
     python benchmarks/unet.py --device cuda --dtype bfloat16 --batch 128 --compile
 
-Both networks are the paper's, with the same weights, and are first seen to agree. Then,
+Both networks are the paper's, with the same weights, and are first seen to agree; ours
+has the layers that `workshop.speed.faster` puts in, as in training. Then,
 round by round and in turn: a training pass (forward, L_simple, backward), a sampling
 pass (forward alone), and a large matrix product in the same precision, which shows what
 the device can do. diffusers' network is timed as its users have it, and once more in
@@ -32,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tinyddpm import linear_schedule, p_sample_loop
 from tinyddpm.beyond.pretrained import CONFIG, unet_from_diffusers
+from tinyddpm.workshop.speed import faster
 
 RESULTS = Path(__file__).parent / "results"
 STEPS = 50  # of Algorithm 2, to measure the sampler's own work
@@ -86,7 +88,11 @@ def networks(device: str) -> dict[str, nn.Module]:
                 p.normal_(std=p[0].numel() ** -0.5)
     made[1].load_state_dict(made[0].state_dict())
     nets = {
-        "tinyddpm": unet_from_diffusers(made[0].state_dict()),
+        "tinyddpm": faster(
+            unet_from_diffusers(made[0].state_dict()).to(device),
+            bf16=False,
+            compiled=False,
+        ),
         "diffusers": Sample(made[0]),
         "diffusers, channels_last": Sample(made[1]).to(
             memory_format=torch.channels_last

@@ -91,7 +91,7 @@ def test_the_network_comes_back(path, which):
 def test_a_network_that_cannot_come_back_says_why(path):
     """One that kept no arguments, one of another class, weights of another name."""
     found = load_checkpoint(path)
-    with pytest.raises(ValueError, match="kept no `arguments`"):
+    with pytest.raises(ValueError, match="does not say how its network is made"):
         rebuild(dataclasses.replace(found, network=None))
     with pytest.raises(ValueError, match="not 'Net'"):
         rebuild(dataclasses.replace(found, network=("Net", {})))

@@ -1,7 +1,6 @@
 """The commands of `python -m tinyddpm`, from a checkpoint to files and figures.
 
-What lives here: laws of `__main__.py` and `report.py`, and the two examples about
-likelihood. The network is a toy's, untrained: commands must be right for any weights.
+The network is a toy's and untrained: commands must be right for any weights.
 """
 
 import runpy

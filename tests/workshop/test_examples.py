@@ -259,7 +259,7 @@ def test_bad_input_ends_in_a_sentence(case, example, tmp_path, monkeypatch):
     ("name", "flags", "differs"),
     [
         ("fashion", ["--dropout", "0.5"], "dropout (there 0.0, here 0.5)"),
-        ("sprites", ["--no-bf16"], "bf16 (there True, here False)"),
+        ("sprites", ["--ema", "0.5"], "ema (there 0.99, here 0.5)"),
         ("flowers", ["--linear"], "linear (there False, here True)"),
     ],
 )

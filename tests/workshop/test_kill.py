@@ -1,8 +1,4 @@
-"""A run that is killed at any moment and resumed is the run that was not, bit for bit.
-
-What lives here: processes that train, are killed or told to stop, and go on. What does
-not: what a damaged file does (`test_checkpoint.py`).
-"""
+"""A run that is killed at any moment and resumed is the run that was not."""
 
 import dataclasses
 import os

@@ -1,8 +1,4 @@
-"""Two processes that train together do what one does with the same batch.
-
-What lives here: DistributedDataParallel over gloo, on the CPU, through `fit` and
-through torchrun. What does not: micro-batches of one process (`test_train.py`).
-"""
+"""Two processes that train together do what one does with the same batch."""
 
 import dataclasses
 import os

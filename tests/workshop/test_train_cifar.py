@@ -1,8 +1,4 @@
-"""train_cifar.py: the paper's settings, what a run leaves behind, what it refuses.
-
-What lives here: the script in one process, on made pictures. What does not: torchrun
-(`test_distributed.py`), the download itself (`test_download.py`).
-"""
+"""train_cifar.py: its settings, what a run leaves behind, and what it refuses."""
 
 import json
 import sys
@@ -170,8 +166,8 @@ def test_resume_goes_on_and_another_config_is_refused(pictures, tmp_path):
     before = (out / "checkpoint.pt").read_bytes()
     figures = (out / "figures.json").read_bytes()
     assert "not overwritten; go on from it with --resume" in refusal(*where, *TINY)
-    said = refusal(*where, *TINY, "--resume", "--lr", 0.5, "--dropout", 0)
-    assert "dropout (there 0.1, here 0.0), lr (there 0.0002, here 0.5)" in said
+    said = refusal(*where, *TINY, "--resume", "--warmup", 1, "--dropout", 0)
+    assert "dropout (there 0.1, here 0.0), warmup (there 5000, here 1)" in said
     assert (out / "checkpoint.pt").read_bytes() == before
     assert (out / "figures.json").read_bytes() == figures
     run(*where, *TINY, "--resume", "--samples", 2)

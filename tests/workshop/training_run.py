@@ -1,8 +1,6 @@
 """A short training run of the real thing, for tests that kill it and compare it.
 
-What lives here: the run, as a function that another process can be told to call. What
-does not: any test (`test_kill.py`, `test_distributed.py`). It imports little, so that
-the server that forks such processes is up soon.
+It imports little, so that the server that forks such processes is up soon.
 """
 
 import multiprocessing

@@ -1,7 +1,4 @@
-"""Checkpoints: all that a run needs to go on, in one file that is whole or not there.
-
-What lives here: the file's format, writing it, reading it, refusing what does not fit,
-and the network that comes out of it. What does not: when one is written (`train.py`).
+"""Checkpoints: one file with all that a run needs to go on, and to be sampled from.
 
 The file is what torch.save writes, followed by the BLAKE2b digest of those bytes, so
 that no damaged byte goes unseen; torch.load(path, weights_only=True) reads it too.
@@ -48,14 +45,14 @@ class Checkpoint:
     Attributes:
         step: the gradient steps done.
         config: the run's settings, field by field.
-        network: (class name, its constructor's arguments), or None where the network
-            does not tell them; `rebuild` then cannot make it.
+        network: (class name, its constructor's arguments), or None for a network that
+            `description` does not know; `rebuild` then cannot make it.
         shape: (C, H, W) of the pictures.
         beta: β_1..β_T, (T,), float64: Schedule(beta) is the run's schedule.
         weights, ema: state_dicts of the network and of its moving average.
         optimiser: Adam's state_dict.
         told: the rows of `state.Record.told`, (n, 13), float64.
-        data: tells the run's data by their content (`draws.CheckedDraw`), or None.
+        data: a digest of what the run draws (`draws.CheckedDraw`), or None.
     """
 
     step: int
@@ -155,9 +152,9 @@ def rebuild(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
         raise ValueError(f"weights must be 'ema' or 'weights', got {weights!r}")
     if checkpoint.network is None:
         raise ValueError(
-            "the network of this checkpoint kept no `arguments`, as a UNet of another "
-            "block or attention than the paper's keeps none, so it cannot be made from "
-            "the file alone; make it in Python and load `checkpoint.ema` into it"
+            "this checkpoint does not say how its network is made: that is known of an "
+            "MLP, and of a UNet with the paper's blocks and attention; make the "
+            "network in Python and load `checkpoint.ema` into it"
         )
     name, arguments = checkpoint.network
     if name not in CLASSES:

@@ -1,4 +1,4 @@
-"""What a checkpoint file must hold: checked whole, when it is read, in one place."""
+"""What a checkpoint file must hold; all of it is checked when the file is read."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +43,7 @@ def _problems(saved: Any, size: int) -> Iterator[str]:
         return
     missing, unknown = KINDS.keys() - saved.keys(), saved.keys() - KINDS.keys()
     if missing or unknown:
-        yield f"it lacks {sorted(missing)} and has {sorted(map(str, unknown))} beside"
+        yield f"it lacks {sorted(missing)} and adds {sorted(map(str, unknown))}"
         return
     for name, kind in KINDS.items():
         if not isinstance(saved[name], kind) or isinstance(saved[name], bool):
@@ -53,7 +53,7 @@ def _problems(saved: Any, size: int) -> Iterator[str]:
         yield f"its step is {saved['step']}"
     for name in ("config", "weights", "ema", "optimiser"):
         if not all(isinstance(key, str) for key in saved[name]):
-            yield f"its {name} has names that are no text"
+            yield f"its {name} has names that are not strings"
     network = saved["network"]
     if network is not None and not (
         len(network) == 2

@@ -1,4 +1,4 @@
-"""Anybody's pictures: one function that knows by the path which reader to ask."""
+"""Pictures in any of the formats: one function that picks the reader by the path."""
 
 from pathlib import Path
 from typing import NamedTuple

@@ -16,13 +16,12 @@ from .processes import rank, world
 
 @contextmanager
 def signals(on: bool) -> Iterator[list[int]]:
-    """Notes in the list it yields that the run is to end; a second signal ends it.
+    """Notes signals that ask the run to end in the list it yields.
 
-    Beside SIGINT and SIGTERM these are SIGHUP and SIGUSR1, which batch systems send,
-    where nothing else is to be done with them.
-
-    Not so under torchrun, which sends a signal of its own after the terminal's: with
-    several processes every one of them is noted, and the run still saved.
+    These are SIGINT and SIGTERM, and SIGHUP and SIGUSR1, which batch systems send,
+    unless the caller handles them. A second one ends the process at once, but not
+    under torchrun, which sends a signal of its own after the terminal's: with several
+    processes all signals are noted, and the run is still saved.
     """
     caught: list[int] = []
     if not on or threading.current_thread() is not threading.main_thread():
@@ -53,7 +52,7 @@ def signals(on: bool) -> Iterator[list[int]]:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether that is it: on a CPU PyTorch has no error of its own for it."""
+    """Whether memory ran out: on a CPU PyTorch raises a plain RuntimeError for it."""
     return isinstance(error, torch.OutOfMemoryError) or "alloc_cpu" in str(error)
 
 

@@ -1,7 +1,7 @@
 """Several processes that train together, as torchrun starts them.
 
-Each draws the whole batch and takes its share of it. Where there is one process, every
-function here says so and does nothing.
+Each draws the whole batch and takes its share of it. With a single process there is
+nothing to share, and every function returns at once.
 """
 
 import os

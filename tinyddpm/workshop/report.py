@@ -1,8 +1,4 @@
-"""The bound as people read it: eq. 5 as a table, and figure 5.
-
-What lives here: text and a plot made of a `Bound`. What does not: its numbers
-(`bound.py`), and plots of training (`pictures.py`).
-"""
+"""The bound as people read it: eq. 5 as a table, and figure 5."""
 
 import math
 from pathlib import Path

@@ -41,13 +41,15 @@ def fit(
     Args:
         s: the schedule.
         net: ε_θ, (x_t, t) or (x_t, t, c) -> eps_hat; trained in place, on its device.
-            It is asked once before anything else, so that data which do not fit it are
-            refused before the work. Its training flags stay as they are.
+            It is asked once before anything else, so that data that it cannot take are
+            refused before the work. Its training flags stay as they are. One that
+            torch.compile or DataParallel wraps is taken out: see config.compile, and
+            torchrun for several GPUs.
         draw: draw(B, generator) -> (x_0,) or (x_0, c), as `data.drawer` makes it.
         config: config.batch is over all processes of torch.distributed.
         log: gets a `Record` every config.log_every steps and at the end, in process 0.
         checkpoint: the file to save to: at the start, every config.save_every steps,
-            at the end, and on SIGINT or SIGTERM.
+            at the end, and on SIGINT, SIGTERM and what batch systems send.
         resume: go on from that file, if it is there.
     Returns: the moving average of net, the one to sample from.
     Raises:
@@ -55,7 +57,7 @@ def fit(
             processes cannot share evenly, a checkpoint damaged or of another run.
         FileExistsError: without resume, where a checkpoint is there already.
         FloatingPointError: a loss or weight that is not finite; it was not saved.
-        SystemExit: 130 after SIGINT, 143 after SIGTERM, where there is a checkpoint.
+        SystemExit: 128 + its number after a signal, where there is a checkpoint.
     """
     plain, B = unwrapped(net), config.batch
     device = next(plain.parameters()).device
@@ -74,7 +76,7 @@ def fit(
         data = CheckedDraw(draw, plain, B)
         if not data.below_0:
             tell(
-                "no number of the first batch is below 0: pictures are to be scaled to "
+                "no pixel of the first batch is below 0; pictures must be scaled to "
                 "[-1, 1], not to [0, 1]"
             )
         say_what_is_short(config)
