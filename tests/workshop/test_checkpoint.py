@@ -1,8 +1,4 @@
-"""A checkpoint is whole or not there, and what does not fit is refused by name.
-
-What lives here: the file (written, damaged, out of room) and what comes out of it. What
-does not: processes that are killed (`test_kill.py`).
-"""
+"""A checkpoint is whole or not there, and what does not fit is refused by name."""
 
 import dataclasses
 import hashlib
@@ -12,6 +8,7 @@ import shutil
 import sys
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -19,14 +16,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tinyddpm import linear_schedule
+from tinyddpm.mlp import MLP
 from tinyddpm.schedule import Schedule
+from tinyddpm.unet import UNet
 from tinyddpm.workshop.checkpoint import (
     Checkpoint,
+    description,
     load_checkpoint,
     rebuild,
     save_checkpoint,
 )
 from tinyddpm.workshop.run import fit
+from tinyddpm.workshop.settings import TrainConfig
 
 from .training_run import CONFIG, SHAPE, draw, network, train
 
@@ -46,12 +47,14 @@ def path(folder, tmp_path):
 
 
 def assert_equal(found: Checkpoint, expected: Checkpoint) -> None:
-    for field in dataclasses.fields(Checkpoint):
-        torch.testing.assert_close(
-            *(getattr(x, field.name) for x in (found, expected)), rtol=0, atol=0
-        ) if field.name not in ("config", "network", "shape", "step") else None
-    for name in ("config", "network", "shape", "step"):
+    """To the bit; of what was told, all but the seconds."""
+    for name in ("beta", "weights", "ema", "optimiser"):
+        parts = (getattr(x, name) for x in (found, expected))
+        torch.testing.assert_close(*parts, rtol=0, atol=0)
+    for name in ("config", "network", "shape", "step", "data"):
         assert getattr(found, name) == getattr(expected, name)
+    told = [x.told[:, torch.arange(13) != 1] for x in (found, expected)]
+    torch.testing.assert_close(*told, rtol=0, atol=0, equal_nan=True)
 
 
 def test_what_is_saved_is_read(path, tmp_path):
@@ -130,6 +133,149 @@ def test_another_version_is_refused(path):
     path.write_bytes(with_sum(buffer.getvalue()))
     with pytest.raises(ValueError, match=r"another version.+'tinyddpm checkpoint 2'"):
         load_checkpoint(path)
+
+
+def as_format_1(path):
+    """The file as the version before this one wrote it: there max_norm was clip."""
+    saved, buffer = torch.load(path, weights_only=True), io.BytesIO()
+    settings = dict(saved["config"])
+    settings["clip"] = settings.pop("max_norm")
+    first = {"format": "tinyddpm checkpoint 1", "config": settings}
+    kept = {name: x for name, x in saved.items() if name not in ("told", "data")}
+    torch.save(kept | first, buffer)
+    path.write_bytes(with_sum(buffer.getvalue()))
+
+
+def test_a_checkpoint_of_format_1_is_read_sampled_and_resumed(path, tmp_path):
+    """The network that comes back and the run that goes on are those of the same file
+    in today's format. It does not hold what was told, nor whose data they were."""
+    today = load_checkpoint(path)
+    as_format_1(path)
+    nothing = {"told": torch.empty(0, 13, dtype=torch.float64), "data": None}
+    assert_equal(load_checkpoint(path), dataclasses.replace(today, **nothing))
+    x, t = torch.ones(2, *SHAPE), torch.tensor([1, 1000])
+    nets = [rebuild(found) for found in (load_checkpoint(path), today)]
+    assert torch.equal(*(net(x, t) for net in nets))
+    longer = dataclasses.replace(CONFIG, steps=4)
+    train(path.parent, resume=True, config=longer)
+    train(tmp_path / "whole", config=longer)
+    whole = load_checkpoint(tmp_path / "whole" / "c.pt")
+    later = dataclasses.replace(whole, told=whole.told[2:])
+    assert_equal(load_checkpoint(path), later)
+    as_format_1(path)
+    other = dataclasses.replace(longer, seed=2)
+    with pytest.raises(ValueError, match=r"differs in seed \(there 0, here 2\); go"):
+        train(path.parent, resume=True, config=other)
+
+
+# What a save accepts, a load accepts
+
+
+NUMBERS = {
+    "NumPy": (np.int64, np.float64),
+    "NumPy, narrow": (np.int32, np.float32),
+    "torch": (torch.tensor, torch.tensor),
+    "whole floats": (float, float),
+    "NumPy, no axis": (np.array, np.array),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_settings_of_other_libraries_numbers_make_the_same_run(kind, tmp_path):
+    """`for lr in np.logspace(...)` is how sweeps are written: the file is the one that
+    plain numbers give, to the bit, is read, and goes on. (0.25 and the like: numbers
+    that float32 has, too.)"""
+    whole, real = NUMBERS[kind]
+    plain = TrainConfig(
+        steps=3, batch=4, lr=0.25, ema=0.5, seed=3, log_every=1, save_every=3
+    )
+    foreign = TrainConfig(
+        steps=whole(3),
+        batch=whole(4),
+        lr=real(0.25),
+        ema=real(0.5),
+        seed=whole(3),
+        log_every=whole(1),
+        save_every=whole(3),
+    )
+    assert foreign == plain
+    for field in dataclasses.fields(TrainConfig):
+        assert type(getattr(foreign, field.name)) is type(getattr(plain, field.name))
+    for name, config in (("plain", plain), ("foreign", foreign)):
+        train(tmp_path / name, config=config)
+    found = [load_checkpoint(tmp_path / name / "c.pt") for name in ("plain", "foreign")]
+    assert_equal(*found)
+    train(tmp_path / "foreign", resume=True, config=foreign)
+
+
+def test_networks_made_of_other_libraries_numbers_come_back(tmp_path):
+    """A network's own arguments are kept as plain numbers, or it is refused by name."""
+    nets = [
+        UNet(
+            np.int64(2), np.int32(8), np.array([1, 2]), {np.int64(1)}, np.float32(0.5)
+        ),
+        UNet(2, 8, [1, 2], [1], 0.5, num_classes=np.int64(3)),
+        MLP((np.int64(2), 4, 4), np.int64(8), np.int64(1), np.int64(8)),
+    ]
+    for net in nets:
+        kept = description(net)
+        save_checkpoint(tmp_path / "c.pt", of_network(net))
+        found = load_checkpoint(tmp_path / "c.pt")
+        assert found.network == kept
+        again = rebuild(found)
+        assert description(again) == kept
+        assert same_state(again, net)
+    nets[0].dropout = "much"
+    with pytest.raises(
+        ValueError, match="UNet's dropout must be of type float, got 'm"
+    ):
+        description(nets[0])
+
+
+def of_network(net):
+    """A checkpoint of step 0 with nothing but this network."""
+    return Checkpoint(
+        step=0,
+        config={},
+        network=description(net),
+        shape=SHAPE,
+        beta=linear_schedule().beta[1:],
+        weights=net.state_dict(),
+        ema=net.state_dict(),
+        optimiser=torch.optim.Adam(net.parameters()).state_dict(),
+        told=torch.empty(0, 13, dtype=torch.float64),
+        data=None,
+    )
+
+
+def same_state(a, b):
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(p, q) for p, q in pairs)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("config", {"lr": np.float64(1e-3)}),
+        ("config", {1: 2}),
+        ("network", ("MLP", {"width": np.int64(8)})),
+        ("shape", (np.int64(2), 4, 4)),
+        ("shape", (2.0, 4, 4)),
+        ("beta", torch.ones(3)),
+        ("optimiser", {"state": {}}),
+        ("told", torch.zeros(1, 12).double()),
+        ("data", 3),
+        ("step", 2.0),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(path, part, value):
+    """A save reads its own bytes back before they take the good file's place."""
+    before = path.read_bytes()
+    wrong = dataclasses.replace(load_checkpoint(path), **{part: value})
+    with pytest.raises(ValueError, match="nothing was written, since it could not be"):
+        save_checkpoint(path, wrong)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
 
 
 class Code:
@@ -231,21 +377,35 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(path):
     ("field", "value"),
     [
         ("seed", 1),
-        ("lr", 1e-3),
         ("batch", 8),
         ("ema", 0.5),
         ("warmup", 1),
-        ("max_norm", 2.0),
+        ("lr_end", 0.0),
+        ("bf16", True),
     ],
 )
 def test_another_config_is_refused_by_the_names_that_differ(path, field, value):
     """A setting that would change the run's numbers cannot change on the way."""
     before, now = path.read_bytes(), dataclasses.replace(CONFIG, **{field: value})
     there = getattr(CONFIG, field)
-    message = rf"differs in {field} \(there {there}, here {value}\); go on with"
+    # with lr_end the steps must agree as well; the file is of fewer
+    steps = r", steps \(.+\)" if field == "lr_end" else ""
+    message = rf"differs in {field} \(there {there}, here {value}\){steps}; go on with"
     with pytest.raises(ValueError, match=message):
         train(path.parent, resume=True, config=now)
     assert path.read_bytes() == before
+
+
+def test_another_rate_or_bound_may_follow_and_is_told(path, capfd):
+    """What is advised after a run went wrong, a lower lr, is possible: the run goes on
+    with it and says so, and the file holds what is used from there on."""
+    now = dataclasses.replace(CONFIG, steps=4, lr=1e-5, max_norm=0.5)
+    train(path.parent, resume=True, config=now)
+    said = capfd.readouterr().err
+    assert f"lr was {CONFIG.lr} so far, and is 1e-05 from here on" in said
+    assert "max_norm was 1.0 so far, and is 0.5 from here on" in said
+    found = load_checkpoint(path)
+    assert (found.step, found.config["lr"], found.config["max_norm"]) == (4, 1e-5, 0.5)
 
 
 def test_steps_may_change_unless_the_rate_depends_on_them(path, tmp_path):
@@ -289,9 +449,13 @@ def test_another_network_schedule_or_picture_size_is_refused(path):
         def forward(self, x, t):
             return super().forward(x)
 
+    def other(n, generator):
+        return (draw(n, generator)[0].roll(1, 3),)
+
     for s, net, data, named in [
         (linear_schedule(500), network(), draw, "differs in the schedule's beta;"),
         (linear_schedule(), network(0.1), draw, "differs in the network.+0.2.+0.1"),
+        (linear_schedule(), network(), other, "differs in the data: their pictures"),
         (linear_schedule(), network(), small, r"the shape .+4, 4.+here \(2, 4, 2\)"),
         (linear_schedule(), Other(4, 4), draw, "names or shapes of the weights"),
     ]:

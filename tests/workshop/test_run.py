@@ -1,4 +1,4 @@
-"""Laws of `workshop.run.fit`: what is around Algorithm 1 does not change its numbers."""
+"""Laws of `workshop.run.fit`: what is around Algorithm 1 leaves its numbers alone."""
 
 import copy
 import dataclasses
@@ -132,15 +132,18 @@ def test_resumed_is_uninterrupted(tmp_path_factory, seed, stop):
 
 
 def test_a_run_that_is_done_is_left_as_it_is(tmp_path):
-    """Resuming a finished run takes no step and gives the network it ended with."""
-    _, ema = trained(checkpoint=tmp_path / "c.pt")
-    net, again = trained(
-        log=lambda r: pytest.fail("a step was taken"),
-        checkpoint=tmp_path / "c.pt",
-        resume=True,
-    )
+    """Resuming a finished run takes no step, gives the network it ended with, and
+    tells its last record once more."""
+    records = []
+    where = {"log": records.append, "checkpoint": tmp_path / "c.pt"}
+    _, ema = trained(**where)
+    net, again = trained(**where, resume=True)
     assert same(ema, again)
     assert net.asked == []
+    *_, last, once_more = records
+    assert len(records) == 3 + 1
+    assert once_more[:3] == last[:3]
+    assert repr(once_more.told) == repr(last.told)  # there are nans in it
 
 
 def test_nothing_of_the_callers_is_changed_but_the_weights():
@@ -347,7 +350,8 @@ def test_no_step_makes_the_host_wait(monkeypatch):
     On a CPU the equations read t to check it, which on a GPU they leave to the device:
     that is out here.
     """
-    monkeypatch.setattr("tinyddpm.schedule.check_range", lambda *_: None)
+    for room in ("schedule", "train"):
+        monkeypatch.setattr(f"tinyddpm.{room}.check_range", lambda *_: None)
 
     def reads(steps):
         config = dataclasses.replace(CONFIG, steps=steps, log_every=40, save_every=40)
@@ -363,7 +367,7 @@ def test_no_step_makes_the_host_wait(monkeypatch):
 
 @pytest.mark.parametrize("value", [1.01, -1.01, math.nan, math.inf])
 def test_pictures_out_of_range_are_refused(value):
-    """x_0 lies in [-1, 1]: one number outside, or nan, in the first batch is an error."""
+    """x_0 lies in [-1, 1]: a number outside, or nan, in the first batch is an error."""
 
     def wrong(n, generator):
         (x_0,) = ramp(n, generator)
@@ -395,22 +399,36 @@ def test_a_network_that_does_not_fit_leaves_nothing_behind(tmp_path):
 
 
 def test_pictures_of_another_kind_or_number_are_refused():
-    """8-bit pictures, more than asked for, or of a size that changes on the way: an
-    error that says both figures."""
-    with pytest.raises(ValueError, match=r"give 6 pictures.+uint8 \(6, 1, 2, 2\)"):
-        trained(data=lambda n, g: (torch.zeros((n, 1, 2, 2), dtype=torch.uint8),))
-    with pytest.raises(ValueError, match=r"give 6 pictures.+float32 \(7, 1, 2, 2\)"):
-        trained(data=lambda n, g: (torch.zeros(n + 1, 1, 2, 2),))
+    """8-bit pictures, more than asked for, no tuple, or pictures whose size or range
+    changes on the way: an error that says what was given and what is expected."""
+    for batch, said in (
+        ((torch.zeros((6, *SHAPE), dtype=torch.uint8),), "floating point.+to_float"),
+        ((torch.zeros(7, *SHAPE),), "must give tensors of 6 items each, got 7"),
+        ((torch.zeros(6, *SHAPE), torch.zeros(5)), "tensors of 6 items each, got 5"),
+        (torch.zeros(6, *SHAPE), "got Tensor; a single tensor x_0 is given as"),
+        ((), r"must give \(x_0,\) or \(x_0, c\), got tuple"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            trained(data=lambda n, g, batch=batch: batch)
     drawn = []
 
     def changing(n, generator):
         drawn.append(n)
         return (noise(n, generator)[0][..., : 2 - len(drawn) // 5],)
 
-    said = r"gave torch.float64 \(6, 2, 2, 1\), expected .+\(6, 2, 2, 2\), as in its fi"
+    said = r"gave pictures \(2, 2, 1\), and \(2, 2, 2\) in its first batch"
     with pytest.raises(ValueError, match=said):
         trained(data=changing)
     assert len(drawn) == 5
+    drawn.clear()
+
+    def growing(n, generator):
+        drawn.append(n)
+        return (noise(n, generator)[0] * (1 if len(drawn) < 5 else 127.5),)
+
+    with pytest.raises(ValueError, match=r"lie in \[-1, 1\], got one with a number as"):
+        trained(data=growing)
+    assert len(drawn) == 2 + 4  # two to begin with, and then up to the next look
 
 
 @pytest.mark.parametrize("saves", [True, False])

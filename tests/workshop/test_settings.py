@@ -1,9 +1,13 @@
 """Laws of the settings: each field is a flag, and what a flag says is what is set."""
 
 import dataclasses
+import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -104,9 +108,89 @@ def test_settings_that_make_no_sense_are_refused(field, value, said):
         TrainConfig(**{field: value})
 
 
+numbers = st.one_of(
+    st.integers(1, 10**6).flatmap(
+        lambda n: st.sampled_from([n, float(n), np.int64(n), np.float64(n)])
+    ),
+    st.integers(1, 10**6).map(torch.tensor),
+)
+
+
+@given(numbers, numbers, st.sampled_from([True, 1, np.True_, torch.tensor(True)]))
+def test_numbers_of_other_kinds_become_plain(steps, batch, bf16):
+    """NumPy's and torch's numbers, and whole floats: the same number, Python's own."""
+    c = TrainConfig(steps=steps, batch=batch, lr=batch, bf16=bf16, lr_end=None)
+    values = c.steps, c.batch, c.lr, c.bf16
+    assert [type(x) for x in values] == [int, int, float, bool]
+    assert values == (int(steps), int(batch), float(batch), True)
+
+
+@dataclass(frozen=True)
+class More(TrainConfig):
+    """A script's own settings, of every kind that flags know."""
+
+    name: Annotated[str, "of whom"] = "x"
+    widths: Annotated[tuple[int, ...], "of levels"] = (1, 2)
+    rate: Annotated[float | None, "how fast"] = None
+    free: dict | None = None  # no flag: left as it is
+
+
+def test_texts_and_rows_become_plain_too():
+    """A path is a text, a list or an array a tuple of plain numbers; a type that no
+    flag has is left alone."""
+    c = More(name=Path("a/b"), widths=np.array([3, 4]), rate=np.float32(0.5), free={})
+    assert (c.name, c.widths, c.rate, c.free) == ("a/b", (3, 4), 0.5, {})
+    assert [type(x) for x in (c.name, *c.widths, c.rate)] == [str, int, int, float]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("lr", "1e-3", "float"),
+        ("lr", None, "float"),
+        ("lr", 1j, "float"),
+        ("lr", np.ones(2), "float"),
+        ("lr_end", "0", "float | None"),
+        ("steps", 1.5, "int"),
+        ("steps", "100", "int"),
+        ("steps", math.nan, "int"),
+        ("steps", math.inf, "int"),
+        ("seed", torch.ones(2), "int"),
+        ("micro_batch", b"4", "int | None"),
+        ("bf16", 2, "bool | None"),
+        ("bf16", "yes", "bool | None"),
+        ("name", 3, "str"),
+        ("widths", 3, r"tuple\[int, ...\]"),
+        ("widths", "12", r"tuple\[int, ...\]"),
+        ("widths", (1, 2.5), r"tuple\[int, ...\]"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused_by_name(field, value, kind):
+    """A sentence with the field, the type it wants and what it got; no TypeError of a
+    comparison hours later."""
+    given = type(value).__name__
+    said = rf"^{field} must be of type {kind}, got .+ of type {given}$"
+    with pytest.raises(ValueError, match=re.compile(said, re.DOTALL)):
+        More(**{field: value})
+
+
+@pytest.mark.parametrize("words", [["--clip", "1"], ["--clip=0.5"], ["--clip"]])
+def test_a_renamed_flag_says_its_new_name(words, capsys):
+    """--clip of earlier versions bounded the gradient: exit status 2, and the name."""
+    with pytest.raises(SystemExit) as ended:
+        flags(TrainConfig(), "").parse_args(words)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].endswith("error: --clip is now called --max-norm")
+    text = flags(TrainConfig(), "").format_help()
+    assert "--max-norm" in text
+    assert "--clip" not in text
+    assert "--clip" not in flags(Settings(), "").format_help()
+
+
 def test_what_may_change_is_all_but_what_changes_the_numbers():
     """The fixed settings are those the weights depend on; steps too, with lr_end."""
-    fixed = {"batch", "lr", "warmup", "lr_end", "max_norm", "ema", "seed", "bf16"}
+    fixed = {"batch", "warmup", "lr_end", "ema", "seed", "bf16"}
     assert set(TrainConfig().fixed()) == fixed
     assert set(TrainConfig(lr_end=0.0).fixed()) == {*fixed, "steps"}
     names = {f.name for f in dataclasses.fields(TrainConfig)}

@@ -168,7 +168,7 @@ def rebuild(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"the weights of this checkpoint are not those of {name}(**{arguments}), "
-            f"which it says they are: {error}"
+            f"which it says they are: {' '.join(str(error).split())}"
         ) from error
     return net.eval()
 
@@ -210,7 +210,8 @@ def refuse_another_run(
         if getattr(found, part) != getattr(now, part)
     ]
     kinds = [(x.data or ":").split(":")[0] for x in (found, now)]
-    if kinds[0] == kinds[1] and found.data != now.data:
+    alike = kinds[0] == kinds[1] and old.get("batch") == new.get("batch")
+    if alike and found.shape == now.shape and found.data != now.data:
         differ.append("the data: their pictures are not the same")
     if not torch.equal(found.beta, now.beta):
         differ.append("the schedule's beta")

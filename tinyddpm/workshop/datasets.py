@@ -59,7 +59,7 @@ def read_pictures(
     Raises: OSError, ValueError, as the readers do.
     """
     path = Path(path)
-    images, of_file, classes = _read(path, size, channels, split)
+    images, of_file, classes = as_they_are(path, size, channels, split)
     images = padded(images, size, path)
     if labels is not None:
         suffix = Path(labels).suffix.lower()
@@ -101,6 +101,13 @@ def hold_out(count: int, of: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"cannot hold out {count:,} of {of:,} pictures, and train too")
     order = torch.randperm(of, generator=torch.Generator().manual_seed(0))
     return order[count:].sort().values, order[:count].sort().values
+
+
+def as_they_are(
+    path: Path, size: tuple[int, int] | None, channels: int, split: str
+) -> Pictures:
+    """As `read_pictures`, but for the black around them, and without other labels."""
+    return Pictures(*_read(path, size, channels, split))
 
 
 def _read(

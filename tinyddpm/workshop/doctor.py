@@ -31,6 +31,7 @@ from .machine import (
     slow_bf16_ratio,
 )
 from .settings import pick_device
+from .speed import fast_layers
 
 WIDTH = 80  # columns of the screen
 STEPS, BATCH = 800_000, 128  # the paper's run (App. B)
@@ -96,7 +97,7 @@ def _measured(device: torch.device, end: float) -> tuple[list[str], float]:
         ("the paper's network", UNet, 32, bf16, BATCH),
     ]
     for i, (title, make, size, on, largest) in enumerate(networks):
-        net = make().to(device)
+        net = fast_layers(make()).to(device)
         left = (end - time.perf_counter()) / (len(networks) - i)
         step = measure(net, (3, size, size), on, largest, left)
         speed = step.flops / step.seconds

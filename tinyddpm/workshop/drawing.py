@@ -77,6 +77,7 @@ def draw(
 
     Yields: (t, x_t) for each of the steps, then (0, x_0).
     """
+    x_t = torch.empty((len(numbers), *shape), device=device)  # too many fail at once
     own = [Generator(device).manual_seed(random_seed(seed, i)) for i in numbers]
 
     def noise() -> Tensor:

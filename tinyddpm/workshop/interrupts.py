@@ -1,5 +1,6 @@
 """What ends a run before its time: a signal, too little memory, a process that died."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -31,7 +32,8 @@ def signals(on: bool) -> Iterator[list[int]]:
     def note(number: int, _: Any) -> None:
         name = signal.Signals(number).name
         if rank() == 0:  # not print: it may have been interrupted itself
-            os.write(2, f"\n{name}: finishing the step and saving\n".encode())
+            with contextlib.suppress(OSError):  # nobody may be there to read it
+                os.write(2, f"\n{name}: finishing the step and saving\n".encode())
         caught.append(number)
         if world() == 1:
             restore()
@@ -64,12 +66,12 @@ def trouble_explained(batch: int, micro_batch: int | None) -> Iterator[None]:
         said = str(error)
         if out_of_memory(error):
             now = min(micro_batch or batch, batch // world())
-            lower = "--batch"
+            pictures, lower = "one picture", "--batch"
             if now > 1:
+                pictures = f"{now} pictures"
                 lower = f"--micro-batch (the batch stays {batch}: gradients add up)"
             raise torch.OutOfMemoryError(
-                f"out of memory with {now if now > 1 else 'one'} "
-                f"picture{'s' if now > 1 else ''} at a time; give a lower {lower}, or a "
+                f"out of memory with {pictures} at a time; give a lower {lower}, or a "
                 f"narrower network. PyTorch said: {said}"
             ) from error
         if isinstance(error, dist.DistError) or (world() > 1 and "onnection" in said):

@@ -25,11 +25,18 @@ from ..data import drawer, to_uint8
 from ..sampler import sample
 from ..schedule import linear_schedule
 from ..unet import UNet
-from .datasets import Pictures, padded, read_pictures
+from .datasets import Pictures, hold_out, padded, read_pictures
 from .pictures import grid, save_png
 from .progress import Progress
 from .run import fit
-from .scripts import SHORT, PictureConfig, command_line, sampling, settled
+from .scripts import (
+    SHORT,
+    PictureConfig,
+    command_line,
+    sampling,
+    say_out_of_range,
+    settled,
+)
 from .settings import pick_device
 
 
@@ -44,6 +51,7 @@ class Config(PictureConfig):
     names: Annotated[tuple[str, ...], "of the classes; else the sub-folders'"] = ()
     classes: Annotated[bool, "learn the classes, where there are some"] = True
     flip: Annotated[bool, "mirror each picture with probability 1/2"] = False
+    held_out: Annotated[int, "pictures not to train on, for examples/score.py"] = 0
 
     may_change = (*PictureConfig.may_change, "labels", "names")
 
@@ -98,7 +106,12 @@ def read(c: Config) -> Pictures:
     H, W = (-(-n // factor) * factor for n in found.images.shape[2:])
     if tuple(found.images.shape[2:]) != (H, W):
         print(f"black pixels are put around each picture, to {H}x{W}")
-    return found._replace(images=padded(found.images, (H, W), c.data))
+    found = found._replace(images=padded(found.images, (H, W), c.data))
+    if c.held_out == 0:
+        return found
+    kept, _ = hold_out(c.held_out, len(found.images))
+    labels = None if found.labels is None else found.labels[kept]
+    return found._replace(images=found.images[kept], labels=labels)
 
 
 def save_grid(
@@ -116,4 +129,5 @@ def save_grid(
             of_class = partial(net, c=of.repeat_interleave(columns))
             size = (columns * (none + 1), *shape)
             x_0 = sample(s, of_class, size, generator, clip_x_0=c.clip_x_0)
+    say_out_of_range(x_0)
     save_png(Path(c.out) / "grid.png", grid(to_uint8(x_0), columns))
