@@ -1,6 +1,6 @@
 """Samplers with 5 to all of 1000 steps on the toy, where distances are exact.
 
-    python examples/sampler_ladder.py             # 2 cores, about ten minutes
+    python examples/sampler_ladder.py             # 2 cores, minutes
     python examples/sampler_ladder.py --exact     # the exact predictor, to 100 steps
 
 Algorithm 2 with σ² = β and β̃ on a strided schedule (Nichol & Dhariwal 2021), which with

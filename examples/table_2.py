@@ -1,6 +1,6 @@
 """Table 2 of the paper on the toy: six ways to train the reverse process.
 
-    python examples/table_2.py             # 2 cores, about ten minutes
+    python examples/table_2.py             # 2 cores, minutes
     python examples/table_2.py --steps 300 --seeds 1
 
 What the network predicts (μ̃ or ε), the loss (L or a plain mean of squares) and the
