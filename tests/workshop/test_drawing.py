@@ -40,14 +40,15 @@ def test_a_picture_is_the_same_whatever_the_batch(how, capsys):
     of 7 or alone, and at each step kept; another number or seed is another picture.
 
     The stand-in for a network works number by number, so that to the bit is meant."""
-    whole = drawn(7, 7, keep=(0, 30), **how)
+    first = 7 if how == {"steps": 7} else 30  # the T of the chosen steps' schedule
+    whole = drawn(7, 7, keep=(0, first), **how)
     for count, batch in ((7, 1), (7, 3), (4, 4), (1, 1)):
-        part = drawn(count, batch, keep=(0, 30), **how)
-        for t in (0, 30):
+        part = drawn(count, batch, keep=(0, first), **how)
+        for t in (0, first):
             assert torch.equal(part[t], whole[t][:count])
-    x_0 = whole[30]  # noise, which no clamping to 8 bits makes alike
-    assert len(torch.unique(x_0, dim=0)) == 7
-    assert not torch.equal(drawn(7, 7, seed=1, keep=(30,), **how)[30], x_0)
+    x_T = whole[first]
+    assert len(torch.unique(x_T, dim=0)) == 7
+    assert not torch.equal(drawn(7, 7, seed=1, keep=(first,), **how)[first], x_T)
 
 
 def grows(by):
@@ -55,7 +56,7 @@ def grows(by):
     return lambda x_t, t: torch.zeros_like(x_t) - by * (t == 1).view(-1, 1, 1, 1)
 
 
-def test_pictures_out_of_range_are_counted_and_told(capsys, capfd):
+def test_pictures_out_of_range_are_counted_and_told(capsys):
     """x_0 beyond 1.5 becomes black, white or one colour when it is clamped to 8 bits:
     how many of how many, by how much, and both ways out. In range, nothing is said."""
     drawn(5, 2, net=grows(1e4))
@@ -64,7 +65,10 @@ def test_pictures_out_of_range_are_counted_and_told(capsys, capfd):
     for way_out in ("train longer", "--clip-x-0", "clip_x_0=True"):
         assert way_out in said
     s = linear_schedule(30)
-    small = lambda x_t, t: x_t / (1 - s.alpha_bar[t].view(-1, 1, 1, 1)).sqrt()  # noqa: E731
+
+    def small(x_t, t):
+        return x_t / (1 - s.alpha_bar[t].view(-1, 1, 1, 1)).sqrt()
+
     drawn(5, 2, net=small)  # the predictor for pictures that are all 0
     assert "left [-1, 1]" not in capsys.readouterr().out
 
@@ -97,7 +101,7 @@ def test_what_is_saved_is_what_was_drawn(tmp_path, name, capsys):
                 assert np.array_equal(np.asarray(picture), expected[i])
     else:
         with Image.open(out) as picture:
-            assert getattr(picture, "n_frames", 1) == (31 if name == "a.gif" else 1)
+            assert (getattr(picture, "n_frames", 1) > 20) == (name == "a.gif")
 
 
 def test_what_could_not_be_written_is_refused_before_the_work(tmp_path):
