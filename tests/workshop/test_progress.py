@@ -121,11 +121,7 @@ def test_where_there_is_no_bar_a_line_a_minute_tells_rate_and_rest(
 
 
 def test_an_output_that_has_not_our_letters_shows_something(monkeypatch):
-<<<<<<< HEAD
-    """In cp1252, as Windows redirects, there is no σ: question marks, no error."""
-=======
     """In cp1252, as Windows redirects, there is no σ: question marks, and no error."""
->>>>>>> faults
     bytes_written = io.BytesIO()
     stream = io.TextIOWrapper(bytes_written, encoding="cp1252")
     monkeypatch.setattr(sys, "stdout", stream)
@@ -144,19 +140,9 @@ def test_a_script_speaks_any_terminal_too(monkeypatch):
     """Its sentences, of errors too, and a stderr that is not there at all."""
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
 
-<<<<<<< HEAD
-    def script():
-        with errors_as_sentences():
-            print("‖ε - ε_θ‖")
-            raise ValueError("σ")
-
-    with pytest.raises(SystemExit):
-        script()
-=======
     def fail():
         print("‖ε - ε_θ‖")
         raise ValueError("σ")
->>>>>>> faults
 
     with pytest.raises(SystemExit), errors_as_sentences():
         fail()

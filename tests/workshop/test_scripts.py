@@ -37,11 +37,7 @@ def test_every_example_that_trains_is_such_a_script(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("T", [0, 1, 20])
 def test_too_few_steps_are_refused_in_the_scripts_words(T):
-<<<<<<< HEAD
-    """β_T = 0.02 · 1000/T is below 1 from T = 21 on; no flag that sets it is named."""
-=======
     """β_T = 0.02 · 1000/T < 1 from T = 21 on; no flag sets β_T, so none is named."""
->>>>>>> faults
     with pytest.raises(ValueError, match=rf"^T must be above 20, got {T}: the paper's"):
         train_cifar.Config(T=T)
     assert 0.02 * 1000 / 21 < 1 == 0.02 * 1000 / 20
