@@ -171,7 +171,8 @@ def test_resume_goes_on_and_another_config_is_refused(pictures, tmp_path):
     figures = (out / "figures.json").read_bytes()
     assert "not overwritten; go on from it with --resume" in refusal(*where, *TINY)
     said = refusal(*where, *TINY, "--resume", "--lr", 0.5, "--dropout", 0)
-    assert "dropout (there 0.1, here 0.0), lr (there 0.0002, here 0.5)" in said
+    assert "dropout (there 0.1, here 0.0)" in said
+    assert "lr (" not in said  # another rate may follow
     assert (out / "checkpoint.pt").read_bytes() == before
     assert (out / "figures.json").read_bytes() == figures
     run(*where, *TINY, "--resume", "--samples", 2)

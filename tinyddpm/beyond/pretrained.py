@@ -80,7 +80,7 @@ def unet_from_diffusers(
     Raises: ValueError that names every missing, unknown and misshapen weight.
     """
     net = UNet(in_channels, base, multipliers, attention_levels, dropout)
-    attention = OLD if any(".query." in key for key in state_dict) else NEW
+    attention = OLD if any(".query." in str(key) for key in state_dict) else NEW
     ours = {_rename(key, NAMES + attention): key for key in net.state_dict()}
     wrong = [f"missing: {key}" for key in ours if key not in state_dict]
     wrong += [f"unknown: {key}" for key in state_dict if key not in ours]
@@ -89,7 +89,9 @@ def unet_from_diffusers(
         weight, shape = state_dict[theirs], net.state_dict()[ours[theirs]].shape
         # Attention's projections are matrices there, 1x1 convolutions here.
         fits = weight.shape == shape or (*weight.shape, 1, 1) == shape
-        if fits and weight.is_floating_point():
+        if fits and not _finite(weight):
+            wrong.append(f"{theirs}: holds numbers that are not finite, or none")
+        elif fits and weight.is_floating_point():
             found[ours[theirs]] = weight.reshape(shape)
         else:
             given = f"{weight.dtype}, shape {(*weight.shape,)}"
@@ -104,17 +106,26 @@ def unet_from_diffusers(
     return net.eval()
 
 
+def _finite(weight: Tensor) -> bool:
+    """Whether there are numbers, one beside the other, and none is nan or inf."""
+    dense = weight.layout is torch.strided and not weight.is_meta
+    return dense and bool(weight.isfinite().all())
+
+
 def load_cifar10(path: str | Path) -> nn.Module:
     """ε_θ(x_t, t) of the paper's CIFAR-10 run, for the paper's t = 1..1000.
 
     Args:
-        path: the folder of `google/ddpm-cifar10-32` (its config.json is then checked),
-            or the file in it, `diffusion_pytorch_model.bin` or `.safetensors`.
+        path: the folder of `google/ddpm-cifar10-32`, or the file in it,
+            `diffusion_pytorch_model.bin` or `.safetensors`. A config.json beside it is
+            checked: names and shapes of weights do not tell the function.
     Returns: a module of (x_t, t), in eval mode, on the CPU.
     Raises: FileNotFoundError, ValueError for a file of anything else, ImportError if
         the file is .safetensors and that library is not there.
     """
     path = Path(path)
+    if not path.is_dir() and (path.parent / "config.json").is_file():
+        _check_config(path.parent / "config.json")
     if path.is_dir():
         _check_config(path / "config.json")
         names = [f"diffusion_pytorch_model.{end}" for end in ("bin", "safetensors")]
