@@ -23,7 +23,9 @@ def test_a_second_run_in_one_folder_is_refused_while_the_first_one_runs(tmp_path
     def second(r):
         names = sorted(p.name for p in tmp_path.iterdir())
         for resume in (True, False):
-            with pytest.raises(BlockingIOError, match="another run is writing .+c.pt"):
+            with pytest.raises(
+                BlockingIOError, match=r"another run is writing .+c\.pt"
+            ):
                 train(tmp_path, resume=resume)
         assert sorted(p.name for p in tmp_path.iterdir()) == names
         refused.append(r.step)
