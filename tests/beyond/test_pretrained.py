@@ -201,23 +201,6 @@ def test_every_wrong_key_is_named():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("bad", "said"),
-    [
-        (torch.full((3,), torch.nan), "conv_out.bias: holds numbers that are not"),
-        (torch.zeros(3).to_sparse(), "conv_out.bias: holds numbers that are not"),
-        (torch.zeros(3, device="meta"), "or none"),
-        (None, "unknown: 3"),
-    ],
-)
-def test_weights_that_are_no_numbers_are_named(bad, said):
-    """All-nan, sparse and meta tensors, and a key that is no text: one ValueError."""
-    state_dict = dict(published(**SMALL).state_dict())
-    state_dict |= {3: torch.zeros(1)} if bad is None else {"conv_out.bias": bad}
-    with pytest.raises(ValueError, match=said):
-        unet_from_diffusers(state_dict, **OUR_SMALL)
-
-
 def test_our_own_names_and_mixed_names_are_no_published_weights():
     """The map is strict: a weight under any other name than diffusers' is unknown."""
     with pytest.raises(ValueError, match=r"missing: conv_norm_out.bias") as error:
@@ -276,8 +259,6 @@ def test_a_config_of_another_network_is_refused(tmp_path):
         load_cifar10(tmp_path)
     assert "flip_sin_to_cos is True, expected False" in str(error.value)
     assert "norm_num_groups is 16, expected 32" in str(error.value)
-    with pytest.raises(ValueError, match="another network"):  # beside a file, too
-        load_cifar10(tmp_path / "diffusion_pytorch_model.bin")
     for damaged in ("{", "[1]", "3"):
         (tmp_path / "config.json").write_text(damaged)
         with pytest.raises(ValueError, match=r"config\.json is not a JSON object"):

@@ -166,14 +166,8 @@ def test_resume_goes_on_and_another_config_is_refused(pictures, tmp_path):
     before = (out / "checkpoint.pt").read_bytes()
     figures = (out / "figures.json").read_bytes()
     assert "not overwritten; go on from it with --resume" in refusal(*where, *TINY)
-<<<<<<< HEAD
     said = refusal(*where, *TINY, "--resume", "--warmup", 1, "--dropout", 0)
     assert "dropout (there 0.1, here 0.0), warmup (there 5000, here 1)" in said
-=======
-    said = refusal(*where, *TINY, "--resume", "--lr", 0.5, "--dropout", 0)
-    assert "dropout (there 0.1, here 0.0)" in said
-    assert "lr (" not in said  # another rate may follow
->>>>>>> faults
     assert (out / "checkpoint.pt").read_bytes() == before
     assert (out / "figures.json").read_bytes() == figures
     run(*where, *TINY, "--resume", "--samples", 2)

@@ -129,7 +129,6 @@ def unet_from_diffusers(
         for another network's config.json, a damaged file, or weights that do not fit,
         which are all named.
     """
-<<<<<<< HEAD
     names = ("in_channels", "base", "multipliers", "attention_levels", "dropout")
     values = (in_channels, base, multipliers, attention_levels, dropout)
     given: dict[str, Any] = {
@@ -245,11 +244,6 @@ def _fill(net: UNet, state_dict: Mapping[Any, Any]) -> UNet:
     attention = OLD if any(".query." in key for key in state_dict) else NEW
     shapes = {key: weight.shape for key, weight in net.state_dict().items()}
     ours = {_rename(key, NAMES + attention): key for key in shapes}
-=======
-    net = UNet(in_channels, base, multipliers, attention_levels, dropout)
-    attention = OLD if any(".query." in str(key) for key in state_dict) else NEW
-    ours = {_rename(key, NAMES + attention): key for key in net.state_dict()}
->>>>>>> faults
     wrong = [f"missing: {key}" for key in ours if key not in state_dict]
     wrong += [f"unknown: {key}" for key in state_dict if key not in ours]
     found = {}
@@ -257,13 +251,7 @@ def _fill(net: UNet, state_dict: Mapping[Any, Any]) -> UNet:
         weight, shape = state_dict[theirs].detach(), shapes[ours[theirs]]
         # Attention's projections are matrices there, 1x1 convolutions here.
         fits = weight.shape == shape or (*weight.shape, 1, 1) == shape
-<<<<<<< HEAD
         if fits and weight.dtype in FLOATS:
-=======
-        if fits and not _finite(weight):
-            wrong.append(f"{theirs}: holds numbers that are not finite, or none")
-        elif fits and weight.is_floating_point():
->>>>>>> faults
             found[ours[theirs]] = weight.reshape(shape)
         else:
             given = f"{weight.dtype}, shape {(*weight.shape,)}"
@@ -281,55 +269,6 @@ def _fill(net: UNet, state_dict: Mapping[Any, Any]) -> UNet:
     return net.eval()
 
 
-<<<<<<< HEAD
-=======
-def _finite(weight: Tensor) -> bool:
-    """Whether there are numbers, one beside the other, and none is nan or inf."""
-    dense = weight.layout is torch.strided and not weight.is_meta
-    return dense and bool(weight.isfinite().all())
-
-
-def load_cifar10(path: str | Path) -> nn.Module:
-    """ε_θ(x_t, t) of the paper's CIFAR-10 run, for the paper's t = 1..1000.
-
-    Args:
-        path: the folder of `google/ddpm-cifar10-32`, or the file in it,
-            `diffusion_pytorch_model.bin` or `.safetensors`. A config.json beside it is
-            checked: names and shapes of weights do not tell the function.
-    Returns: a module of (x_t, t), in eval mode, on the CPU.
-    Raises: FileNotFoundError, ValueError for a file of anything else, ImportError if
-        the file is .safetensors and that library is not there.
-    """
-    path = Path(path)
-    if not path.is_dir() and (path.parent / "config.json").is_file():
-        _check_config(path.parent / "config.json")
-    if path.is_dir():
-        _check_config(path / "config.json")
-        names = [f"diffusion_pytorch_model.{end}" for end in ("bin", "safetensors")]
-        files = [path / name for name in names if (path / name).is_file()]
-        if not files:
-            raise FileNotFoundError(f"{path} has neither {names[0]} nor {names[1]}")
-        path = files[0]
-    try:
-        return CountsFromZero(unet_from_diffusers(_read(path))).eval()
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-class CountsFromZero(nn.Module):
-    """ε_θ(x_t, t) for the paper's t, by a network trained with t - 1."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """x_t (B, 3, H, W), t (B,), 1..1000 -> eps_hat (B, 3, H, W)."""
-        eps_hat: Tensor = self.net(x_t, t - 1)
-        return eps_hat
-
-
->>>>>>> faults
 def _rename(key: str, names: Sequence[tuple[str, str]]) -> str:
     for pattern, replacement in names:
         key = re.sub(pattern, replacement, key)
