@@ -40,6 +40,7 @@ from tinyddpm.workshop.scripts import (
     PictureConfig,
     command_line,
     sampling,
+    say_out_of_range,
     settled,
 )
 from tinyddpm.workshop.settings import pick_device
@@ -120,6 +121,7 @@ def train(c: Config, net: nn.Module, images: Tensor, resume: bool) -> None:
         with sampling(c, ema) as (eps_theta, generator):
             shape = (c.samples, 3, 32, 32)
             x_0 = sample(s, eps_theta, shape, generator, clip_x_0=c.clip_x_0)
+        say_out_of_range(x_0)
         save_png(out / f"step-{step:06}.png", grid(to_uint8(x_0)))
 
     def log(r: Record) -> None:

@@ -32,6 +32,7 @@ from tinyddpm.sampler import EpsTheta, p_sample_loop, sample
 from tinyddpm.schedule import Schedule, linear_schedule
 from tinyddpm.workshop.live import save_live
 from tinyddpm.workshop.pictures import save_strip
+from tinyddpm.workshop.processes import refuse_several
 from tinyddpm.workshop.progress import Progress, errors_as_sentences
 from tinyddpm.workshop.report import mean_and_error
 from tinyddpm.workshop.run import fit
@@ -71,6 +72,7 @@ def main(argv: list[str]) -> None:
     parser = flags(Config(), __doc__ or "")
     parser.add_argument("--resume", action="store_true", help="go on from --out")
     args = parser.parse_args(argv)
+    refuse_several()
     c = from_flags(Config, args)
     out, device, s = Path(c.out), pick_device(c.device), linear_schedule(c.T)
     draw = gradient_drawer(c.height, c.width, device=device)

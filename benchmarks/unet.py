@@ -57,14 +57,14 @@ def arguments() -> argparse.Namespace:
 
 
 class Sample(nn.Module):
-    """diffusers' network as a function of (x, t) to a tensor."""
+    """diffusers' network as a function of (x, t) to a tensor; there t counts from 0."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.net(x, t).sample
+        return self.net(x, t - 1).sample
 
 
 class AtOnce(nn.Module):
@@ -144,7 +144,7 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
     generator = torch.Generator(a.device).manual_seed(0)
     x = torch.randn(a.batch, 3, 32, 32, generator=generator, device=a.device)
     eps = torch.randn(x.shape, generator=generator, device=a.device)
-    t = torch.randint(1000, (a.batch,), generator=generator, device=a.device)
+    t = 1 + torch.randint(1000, (a.batch,), generator=generator, device=a.device)
     size = 8192 if a.device == "cuda" else 2048
     left, right = torch.randn(2, size, size, generator=generator, device=a.device).to(
         dtype

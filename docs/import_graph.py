@@ -15,6 +15,7 @@ BANDS = (
     ("", "the paper"),
 )
 COLORS = {"": "#3987d6", "beyond": "#2e9e63", "workshop": "#d07d1e"}
+SHOWN = ("oracle", "levels", "gradients")  # modules of beyond/ that have a page
 WIDTH, BOX, ROW, HEAD = 880, 26, 58, 34
 
 
@@ -53,21 +54,35 @@ def depth(name: str, graph: dict[str, set[str]], above: tuple[str, ...] = ()) ->
     return max((1 + depth(m, graph, (*above, name)) for m in below), default=0)
 
 
+def box_width(name: str) -> int:
+    return 8 * len(name.rpartition("/")[2]) + 18
+
+
+def rows(graph: dict[str, set[str]], band: str) -> list[list[str]]:
+    """The band's rows from top to bottom; a level too wide for one row takes more."""
+    levels: dict[int, list[str]] = {}
+    for m in sorted(m for m in graph if room(m) == band):
+        levels.setdefault(depth(m, graph), []).append(m)
+    found = []
+    for level in sorted(levels, reverse=True):
+        need = sum(box_width(m) + 14 for m in levels[level])
+        n = -(-need // WIDTH)
+        found += [levels[level][i::n] for i in range(n)]
+    return found
+
+
 def places(graph: dict[str, set[str]]) -> tuple[dict[str, tuple[float, float]], float]:
     """Where each module's box has its centre, and the height of the whole."""
     at: dict[str, tuple[float, float]] = {}
     y = 0.0
     for band, _ in BANDS:
         y += HEAD
-        mine = [m for m in graph if room(m) == band]
-        levels: dict[int, list[str]] = {}
-        for m in mine:
-            levels.setdefault(depth(m, graph), []).append(m)
-        for level in sorted(levels, reverse=True):
-            row = sorted(levels[level])
-            for i, m in enumerate(row):
-                x = WIDTH * (i + 0.5 + (0.25 if level % 2 else 0)) / (len(row) + 0.25)
-                at[m] = (min(max(x, 60), WIDTH - 60), y + ROW / 2)
+        for i, row in enumerate(rows(graph, band)):
+            gap = (WIDTH - sum(map(box_width, row))) / (len(row) + 1)
+            x = gap + (0.3 * gap if i % 2 else -0.3 * gap)  # lines pass between boxes
+            for m in row:
+                at[m] = x + box_width(m) / 2, y + ROW / 2
+                x += box_width(m) + gap
             y += ROW
     return at, y
 
@@ -89,14 +104,14 @@ def svg() -> str:
             )
     for m, (x, y) in at.items():
         name = m.rpartition("/")[2]
-        width = 8 * len(name) + 18
+        width = box_width(m)
         box = (
             f'<rect x="{x - width / 2:.0f}" '
             f'y="{y - BOX / 2:.0f}" width="{width}" height="{BOX}" rx="5" '
             f'stroke="{COLORS[room(m)]}"/><text x="{x:.0f}" y="{y + 4:.0f}">'
             f"{html.escape(name)}</text>"
         )
-        page = room(m) != "workshop"
+        page = room(m) == "" or m.removeprefix("beyond/") in SHOWN
         boxes.append(f'<a href="source/{m}.html">{box}</a>' if page else box)
     heads, y = [], 0.0
     for band, title in BANDS:
@@ -104,8 +119,7 @@ def svg() -> str:
             f'<text class="band" x="4" y="{y + 20:.0f}" fill="{COLORS[band]}">'
             f"{html.escape(title)}</text>"
         )
-        rows = {depth(m, graph) for m in graph if room(m) == band}
-        y += HEAD + ROW * len(rows)
+        y += HEAD + ROW * len(rows(graph, band))
     return (
         f'<svg class="graph" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" '
         f'role="group" aria-label="Import graph of the package in three bands">'

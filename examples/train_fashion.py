@@ -24,6 +24,7 @@ from tinyddpm.workshop.scripts import (
     PictureConfig,
     command_line,
     sampling,
+    say_out_of_range,
     settled,
 )
 from tinyddpm.workshop.settings import pick_device
@@ -56,6 +57,7 @@ def main(argv: list[str]) -> None:
         x_0 = sample(
             s, eps_theta, (c.samples, 1, 32, 32), generator, clip_x_0=c.clip_x_0
         )
+    say_out_of_range(x_0)
     save_png(out / "grid.png", grid(to_uint8(x_0)))
 
 

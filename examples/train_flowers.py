@@ -26,6 +26,7 @@ from tinyddpm.workshop.scripts import (
     PictureConfig,
     command_line,
     sampling,
+    say_out_of_range,
     settled,
 )
 from tinyddpm.workshop.settings import pick_device
@@ -72,6 +73,7 @@ def main(argv: list[str]) -> None:
     with sampling(c, ema) as (eps_theta, generator):
         shape = (c.samples, 3, c.size, c.size)
         x_0 = sample(s, eps_theta, shape, generator, clip_x_0=c.clip_x_0)
+    say_out_of_range(x_0)
     save_png(out / "grid.png", grid(to_uint8(x_0)))
 
 

@@ -27,6 +27,7 @@ from tinyddpm.workshop.scripts import (
     PictureConfig,
     command_line,
     sampling,
+    say_out_of_range,
     settled,
 )
 from tinyddpm.workshop.settings import pick_device
@@ -70,7 +71,10 @@ def main(argv: list[str]) -> None:
         x_T = torch.randn(len(classes), colours, *size, generator=g, device=device)
         of_class = partial(eps_theta, c=classes)  # a function of x_t and t alone
         loop = p_sample_loop(s, of_class, x_T, g, clip_x_0=c.clip_x_0)
-        frames = [to_uint8(x_t) for t, x_t, _ in loop if t % max(1, s.T // FRAMES) == 0]
+        every = max(1, s.T // FRAMES)
+        frames = [x_t for t, x_t, _ in loop if t % every == 0]
+    say_out_of_range(frames[-1])
+    frames = [to_uint8(x_t) for x_t in frames]
     save_png(out / "grid.png", grid(frames[-1], c.samples))
     save_gif(out / "reverse.gif", [grid(v, c.samples, scale=2) for v in frames])
 

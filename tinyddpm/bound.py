@@ -4,7 +4,7 @@ By eq. 11, μ_θ(x_t, t) = μ̃_t(x_t, x̂_0): the terms below take x̂_0 (eq. 1
 the network. Each is a sum over the D numbers of a picture, in nats, evaluated in
 float64; bits/dim is nats / (D ln 2).
 
-Published figures come from the authors' code, which differs in four things. It clamps
+Published figures come from the authors' code, which differs in four ways. It clamps
 x̂_0 to [-1, 1] first (`clip_x_0=True`); its σ_1² in eq. 13 is β̃_2 for σ_t² = β_t too
 (`sigma2="fixedlarge"`), with which L_0 is 1.97 bits/dim at the paper's RMSE of 0.95,
 and 2.09 with β_1; its Φ is a tanh formula, off by up to 2e-4, ours is exact in both
@@ -45,7 +45,8 @@ def gaussian_kl(mean1: Tensor, var1: Tensor, mean2: Tensor, var2: Tensor) -> Ten
     For each number, in nats; the shapes broadcast. It is infinite for var1 = 0.
     """
     r = (var1 - var2) / var2  # near 0 for β̃_t and β_t, where ln(1 + r) would cancel
-    log_ratio = torch.where(r.abs() < 0.5, torch.log1p(r), (var1 / var2).log())
+    near = torch.log1p(r.clamp(min=-0.5))  # clamped: its gradient is nan at -1
+    log_ratio = torch.where(r.abs() < 0.5, near, (var1 / var2).log())
     return 0.5 * (r - log_ratio) + (mean1 - mean2).square() * (0.5 / var2)
 
 
@@ -85,7 +86,7 @@ def log_decoder(level: Tensor, mean: Tensor, variance: float | Tensor) -> Tensor
 
     Args: level, v of x = v/127.5 - 1, 0..255, float64; mean, μ on the scale of x,
         float64; variance, σ_1². The shapes broadcast.
-    Returns: nats, <= 0; finite out to 1e12 σ_1, with a right gradient out to 1e5 σ_1.
+    Returns: nats, <= 0; finite out to 1e12 σ_1, with a correct gradient out to 1e5 σ_1.
     """
     low, high = (level - 0.5) / 127.5 - 1, (level + 0.5) / 127.5 - 1
     a = ((low - mean) / variance**0.5).masked_fill(level == 0, -FAR)
@@ -117,6 +118,7 @@ def L_0(s: Schedule, x_0: Tensor, x_0_hat: Tensor, sigma2: str = "beta") -> Tens
     return -_sum(log_decoder(to_levels(x_0), x_0_hat.double(), sigma2_1(s, sigma2)))
 
 
+@torch.no_grad()
 def bits_per_dim(
     s: Schedule,
     eps_theta: EpsTheta,
@@ -130,11 +132,11 @@ def bits_per_dim(
     For many pictures, or a sample of the t, see `beyond/estimate.py`.
 
     Args:
-        eps_theta: the network, asked for all N pictures at each t = T..1 (`asked`).
+        eps_theta: the network, called with all N pictures at each t = T..1 (`asked`).
         x_0: 8-bit pictures in [-1, 1], (N, ...).
         generator: source of every ε, on x_0's device; None is torch's own.
         sigma2: σ_t², as `Schedule.sigma2` names it; σ_1² is `sigma2_1`.
-        clip_x_0: clamp x̂_0 to [-1, 1]. No L_{t-1} rises by it: x_0 is inside.
+        clip_x_0: clamp x̂_0 to [-1, 1]; this can only lower L_{t-1}, as x_0 is inside.
     """
     if len(x_0) == 0:
         raise ValueError("the bound needs at least one picture, got none")
@@ -156,7 +158,7 @@ def bits_per_dim(
 
 
 def rate_distortion(bound: Bound) -> tuple[Tensor, Tensor]:
-    """Section 4.3, figure 5, table 4: what a receiver who holds x_t has paid, and sees
+    """Section 4.3, figure 5, table 4: what has been paid for x_t, and what it shows
 
     rate[t] = L_T + Σ_{s>t} L_{s-1}, bits/dim; distortion[t] = 127.5 √E‖x_0 - x̂_0‖²/D,
     the root mean square error on the scale 0..255. x_t is held after T - t + 1 reverse
@@ -171,4 +173,4 @@ def rate_distortion(bound: Bound) -> tuple[Tensor, Tensor]:
 
 def _sum(nats: Tensor) -> Tensor:
     """The sum over a picture's D numbers, (B, ...) -> (B,)."""
-    return nats.flatten(1).sum(1)
+    return nats.reshape(len(nats), -1).sum(1)

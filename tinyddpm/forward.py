@@ -1,8 +1,8 @@
 """The forward process q, which adds noise (eq. 2, 4), and its posterior (eq. 6, 7).
 
 Everything here is known without a network. The functions are pure: noise is an
-argument. In all of them s is the schedule, t is (B,) with the paper's 1..T, and
-ValueError refuses any other t and tensors of different shapes.
+argument. In all of them s is the schedule and t is (B,) with the paper's 1..T. Any
+other t, or shapes that differ, raise ValueError.
 """
 
 from torch import Tensor

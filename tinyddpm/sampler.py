@@ -1,8 +1,8 @@
 """The learned reverse process p_θ (eq. 1, 11, 15), Algorithm 2 and section 4.4.
 
 `eps_theta` is any callable (x_t, t) -> eps_hat, such as a network. In all functions s
-is the schedule and t is (B,), 1..T; ValueError refuses any other t, and tensors of
-different shapes. Randomness enters through one torch.Generator.
+is the schedule and t is (B,), 1..T; any other t, or shapes that differ, raise
+ValueError. Randomness enters through one torch.Generator.
 """
 
 from collections import deque
@@ -54,8 +54,8 @@ def p_step(
     Args: as in `predict_x_0`, and
         z: N(0, I), the shape of x_t; at t = 1 Algorithm 2 gives zeros (line 3).
         sigma2: σ_t², as `Schedule.sigma2` names it (section 3.2).
-        clip_x_0: clamp x̂_0 to [-1, 1] and take eq. 7's mean of it. The paper does not
-            say so, the authors' code does; it keeps a poor network's pictures in range.
+        clip_x_0: clamp x̂_0 to [-1, 1] and take eq. 7's mean of it. The authors' code
+            does this, the paper does not; it keeps a poor network's pictures in range.
     Returns: x_{t-1}, (B, ...).
     """
     sigma = at(s.sigma2(sigma2), t, x_t, z=z).sqrt()
@@ -78,7 +78,7 @@ def p_sample_loop(
     """Algorithm 2: sampling, as a Python generator of x_T, ..., x_1, x_0
 
     Args:
-        eps_theta: the network, called exactly T times, with t = T..1, as `asked` does.
+        eps_theta: the network, called exactly T times, t = T..1 (see `asked`).
         x_T: N(0, I), (B, ...).
         generator: source of every z, on x_T's device; None is torch's own.
         sigma2, clip_x_0: as in `p_step`.
@@ -92,8 +92,9 @@ def p_sample_loop(
         z = randn_like(x_t, generator) if step > 1 else torch.zeros_like(x_t)  # 3
         eps_hat = eps_theta(x_t, t)
         x_0_hat = predict_x_0(s, x_t, t, eps_hat)
+        x_tm1 = p_step(s, x_t, t, eps_hat, z, sigma2, clip_x_0)  # 4: x_{t-1}
         yield step, x_t, x_0_hat.clamp(-1, 1) if clip_x_0 else x_0_hat
-        x_t = p_step(s, x_t, t, eps_hat, z, sigma2, clip_x_0)  # 4: x_{t-1}
+        x_t = x_tm1
     yield 0, x_t, x_t  # 5: end for, 6: return x_0
 
 
@@ -118,6 +119,7 @@ def sample(
     return deque(loop, maxlen=1)[0][1]  # the last x_t; earlier ones are let go
 
 
+@torch.no_grad()
 def interpolate(
     s: Schedule,
     eps_theta: EpsTheta,
@@ -135,7 +137,7 @@ def interpolate(
     sentence around it means x_t and x'_t (mixing clean pictures would be a cross-fade).
     As in the paper, these are the same for every λ. So is the noise of the reverse
     process here: λ alone moves the picture. Between the ends the mixture has less noise
-    than eq. 4 gives x_t, (1-λ)² + λ² of its variance: half at λ = 1/2.
+    than eq. 4: its variance times (1-λ)² + λ², half at λ = 1/2.
 
     Args: as in `p_sample_loop`; x_0 and x_0_prime, the pictures of each pair, (B, ...);
         lam, λ, (L,), in [0, 1]; t, 1..T: the larger, the coarser the mixture.
@@ -160,15 +162,14 @@ def interpolate(
 
 
 def randn_like(x: Tensor, generator: Generator | None) -> Tensor:
-    """torch.randn_like, which cannot take a generator."""
+    """N(0, I) with the shape, dtype and device of x."""
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
 def asked(eps_theta: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`eps_theta` as it is called when it is not trained: dropout off, no gradients.
+    """Calls `eps_theta` with dropout off and no gradients, then restores its flags.
 
-    After each call an nn.Module has its training flags again. Of a function's modules
-    nothing is known: call eval() on them first.
+    Modules inside a function are out of reach: call eval() on them first.
     """
     modules = list(eps_theta.modules()) if isinstance(eps_theta, nn.Module) else []
 

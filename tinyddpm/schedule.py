@@ -24,7 +24,7 @@ class Schedule:
     def __init__(self, beta: Tensor) -> None:
         """Takes β_1..β_T as a tensor of shape (T,), T >= 1, each inside (0, 1).
 
-        Raises: ValueError for any other, or if float64 has ᾱ_T = 0 or 1 - ᾱ_1 = 0.
+        ValueError for anything else, or where float64 rounds ᾱ_T or 1 - ᾱ_1 to 0.
         """
         beta = torch.as_tensor(beta, dtype=torch.float64)
         if beta.ndim != 1 or len(beta) < 1:
@@ -41,19 +41,18 @@ class Schedule:
         one_minus = 1 - self.alpha_bar
         self.beta_tilde = torch.zeros_like(self.beta)  # β̃_0 and β̃_1 are 0
         self.beta_tilde[1:] = one_minus[:-1] / one_minus[1:] * beta
-        if self.alpha_bar[1] == 1 or self.alpha_bar[-1] == 0:
-            ends = (
-                f"alpha_bar_1 = {self.alpha_bar[1]}, alpha_bar_T {self.alpha_bar[-1]}"
-            )
+        first, last = self.alpha_bar[[1, -1]].tolist()
+        if first == 1 or last == 0:
+            ends = f"alpha_bar_1 = {first}, alpha_bar_T = {last}"
             how = "choose a larger beta_1 or a smaller T"
             raise ValueError(f"float64 cannot hold this schedule: {ends}; {how}")
 
     def sigma2(self, choice: str) -> Tensor:
         """σ_t² of section 3.2 as a table (T + 1,): "beta" is β_t, "beta_tilde" is β̃_t.
 
-        The first is the best choice for x_0 ~ N(0, I), the second for a single x_0. The
-        authors' code has "fixedlarge" for the first, β̃_2 at t = 1. Eq. 13, and eq. 12
-        at t = 1, see the difference: Algorithm 2 adds no noise in its last step.
+        The first is the best choice for x_0 ~ N(0, I), the second for a single x_0.
+        "fixedlarge", from the authors' code, is β_t but β̃_2 at t = 1: that matters only
+        in eq. 13, and in eq. 12 at t = 1, since Algorithm 2 adds no noise there.
         """
         if choice == "beta":
             return self.beta
@@ -95,7 +94,7 @@ def linear_schedule(
 def quadratic_schedule(
     T: int = 1000, beta_1: float | None = None, beta_T: float | None = None
 ) -> Schedule:
-    """App. B: √β_t linear in t, as in the authors' code; else like `linear_schedule`"""
+    """App. B: √β_t linear in t (the authors' code); otherwise as `linear_schedule`"""
     T, beta_1, beta_T = _end_points(T, beta_1, beta_T)
     root = torch.linspace(beta_1**0.5, beta_T**0.5, T, dtype=torch.float64)
     return _warn_if_signal_is_left(Schedule(root**2))
@@ -122,8 +121,8 @@ def at(
     evaluated in float64 and rounded once, at their end, to the data's dtype: in float32
     1 - ᾱ_1 = 1e-4 would already be wrong in its fifth significant digit.
 
-    Args: table (T + 1,), or several, whose entries come one after another; t (B,),
-        long, first..T; like, floating point; others, which must have its shape.
+    Args: table (T + 1,), or a list of tables, whose entries are stacked; t (B,), long,
+        first..T; like, floating point; others, which must have its shape.
     """
     tables = [table] if isinstance(table, Tensor) else table
     if not like.is_floating_point():
@@ -140,7 +139,7 @@ def at(
 
 
 def same_shape(name: str, given: Tensor, like: Tensor) -> None:
-    """A shape that merely broadcasts would share noise between pictures in silence."""
+    """A shape that merely broadcasts would silently share noise between pictures."""
     if given.shape != like.shape:
         shapes = f"{tuple(like.shape)}, got {tuple(given.shape)}"
         raise ValueError(f"{name} must have the shape of the batch, {shapes}")
@@ -160,7 +159,7 @@ def check_range(name: str, index: Tensor, first: int, last: int) -> None:
     """Refuses t, or a class c, outside first..last.
 
     Looking at the values would make the host wait for a GPU, or break a compiled graph.
-    There the kernel is told to stop below `first`; the look-up itself stops it above.
+    There the kernel itself aborts below `first`, and the look-up above the table.
     """
     if index.device.type != "cpu" or torch.compiler.is_compiling():
         message = f"{name} must lie in {first}..{last}, got one below {first}"
@@ -191,8 +190,7 @@ def _end_points(
     if beta_1 is None or beta_T is None:
         raise ValueError("give both beta_1 and beta_T, or neither")
     if not (0 < beta_1 < 1 and 0 < beta_T < 1):
-        given = f"got {beta_1} and {beta_T}"
-        raise ValueError(f"beta_1 and beta_T must lie inside (0, 1), {given}")
+        raise ValueError(f"beta must lie inside (0, 1), got {beta_1} and {beta_T}")
     return T, float(beta_1), float(beta_T)
 
 

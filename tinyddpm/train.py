@@ -1,8 +1,8 @@
 """Training: the losses (eq. 12, 14), Algorithm 1, and the moving average (App. B).
 
-Randomness is a function of (seed, step) alone, so that a run which is resumed at some
-step draws what it would have drawn. What keeps a long run alive and makes it fast is
-put around `algorithm_1` from outside, by `workshop/run.py`.
+What a step draws is a function of (seed, step) alone, but for dropout masks, which
+`workshop/run.py` seeds: it puts around `algorithm_1`, from outside, what keeps a long
+run alive and makes it fast.
 """
 
 import copy
@@ -26,7 +26,7 @@ from .schedule import Schedule, at, check_range, same_shape
 
 @dataclasses.dataclass(frozen=True)
 class Hyperparameters:
-    """The settings of Algorithm 1. The defaults are App. B's, for CIFAR-10."""
+    """The settings of Algorithm 1, by default those of the paper's CIFAR-10 run."""
 
     steps: Annotated[int, "gradient steps in all (App. B)"] = 800_000
     batch: Annotated[int, "pictures a step, over all processes (App. B)"] = 128
@@ -53,8 +53,7 @@ def L_simple(
 
     Args: eps_theta, the network, called once; x_0 in [-1, 1], (B, ...); t (B,), drawn
         uniformly from 1..T; eps, ε ~ N(0, I), the shape of x_0; c, further arguments of
-        the network, such as the pictures' classes (B,).
-    Returns: a scalar.
+        the network, such as the pictures' classes (B,). Returns: a scalar.
     """
     x_t = q_sample(s, x_0, t, eps)
     check_range("t", t, 1, s.T)  # eq. 4 takes t = 0 too
@@ -90,13 +89,13 @@ class EMA:
         self.decay = decay
         self._ema: list[Tensor] = list(self.net.parameters())
         self._theta: list[Tensor] = list(net.parameters())
-        self._buffers = list(zip(self.net.buffers(), net.buffers(), strict=True))
+        self._of = net
 
     @torch.no_grad()
     def update(self) -> None:
         """One step; ema + (1 - decay)(θ - ema) is the same with one rounding less."""
         torch._foreach_lerp_(self._ema, self._theta, 1 - self.decay)
-        for of_ema, of_net in self._buffers:
+        for of_ema, of_net in zip(self.net.buffers(), self._of.buffers(), strict=True):
             of_ema.copy_(of_net)
 
 
@@ -120,11 +119,11 @@ def algorithm_1(
     """Algorithm 1: training, as a Python generator that takes one step at a time
 
     The numbered lines are the paper's; clipping, the warm-up of the learning rate and
-    the moving average are departures of the authors' code.
+    the moving average are additions of the authors' code.
 
     Args: net, ε_θ, (x_t, t) or (x_t, t, c) -> eps_hat, trained in place; draw(B,
         generator) -> (x_0,) or (x_0, c), x_0 in [-1, 1]; ema and optimiser, of net;
-        first, the first step to take; gradient, line 5, which may be taken in pieces.
+        first, the first step to take; gradient, which adds line 5's to each p.grad.
     Yields: (step, L_simple) after each step.
     """
     theta, B = list(net.parameters()), h.batch
@@ -134,11 +133,11 @@ def algorithm_1(
         x_0, *c = draw(B, generator)  # 2: x_0 ~ q(x_0)
         t = torch.randint(1, s.T + 1, (B,), generator=generator, device=device)  # 3: t
         eps = randn_like(x_0, generator)  # 4: ε ~ N(0, I)
+        optimiser.zero_grad()
         loss = gradient(s, net, x_0, t, eps, *c)  # 5: take a gradient descent step
         clip_grad_norm_(theta, h.max_norm)
         optimiser.param_groups[0]["lr"] = learning_rate(h, step)
         optimiser.step()
-        optimiser.zero_grad()
         ema.update()
         yield step, loss  # 6: until converged
 
@@ -146,7 +145,7 @@ def algorithm_1(
 def fit(s: Schedule, net: nn.Module, draw: Draw, h: Hyperparameters) -> nn.Module:
     """Algorithm 1: takes all its steps, with Adam, and returns the moving average
 
-    Args: as in `algorithm_1`. Returns: the one to sample from (App. B).
+    Args: as in `algorithm_1`. Returns: the network that App. B samples from.
     """
     s = s.to(next(net.parameters()).device)
     ema, optimiser = EMA(net, h.ema), Adam(net.parameters(), h.lr, fused=True)

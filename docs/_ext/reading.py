@@ -44,14 +44,14 @@ WHO = {
 
 
 def modules() -> dict[str, Path]:
-    """schedule, ..., beyond/oracle, ... -> the file of each module that has a page."""
+    """schedule, ..., beyond/oracle, ... -> the file of each module that has a page.
+
+    Those of the paper, and of the others the ones that its page speaks of.
+    """
     package = ROOT / "tinyddpm"
-    files = [*sorted(package.glob("*.py")), *sorted(package.glob("*/*.py"))]
-    return {
-        path.relative_to(package).with_suffix("").as_posix(): path
-        for path in files
-        if not path.stem.startswith("__") and path.parent.name != "workshop"
-    }
+    paper = {path.stem: path for path in sorted(package.glob("*.py"))}
+    beyond = {f"beyond/{m}": package / f"beyond/{m}.py" for m in import_graph.SHOWN}
+    return {m: path for m, path in (paper | beyond).items() if m[:2] != "__"}
 
 
 @cache
@@ -204,6 +204,7 @@ class Drawn(SphinxDirective):
     option_spec: ClassVar = {"alt": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
+        self.env.note_reread()
         panels = []
         for name in self.arguments[0].split():
             if name not in figures.FIGURES:
@@ -220,6 +221,7 @@ class Graph(SphinxDirective):
     """The import graph, drawn from the package's import statements."""
 
     def run(self) -> list[nodes.Node]:
+        self.env.note_reread()  # it depends on the whole package
         return [raw(f'<div class="wide" tabindex="0">{import_graph.svg()}</div>')]
 
 
@@ -243,6 +245,7 @@ class Source(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         path = modules()[self.arguments[0]]
+        self.env.note_dependency(str(path))
         text = path.read_text(encoding="utf-8")
         lines = highlight(text, PythonLexer(), HtmlFormatter(nowrap=True))
         starts = {
@@ -292,7 +295,7 @@ class ToPythonFiles(SphinxTransform):
             return relative(f"paper.html#{anchor(text)}", self.env.docname) * bool(
                 shown
             )
-        if path.suffix == ".png":  # a page shows it where it speaks of it
+        if path.suffix in (".png", ".json"):  # shown already, or not to be read
             return ""
         for module, file in modules().items():
             if file == path:
@@ -307,7 +310,7 @@ class ToPythonFiles(SphinxTransform):
 
 def as_text(path: Path) -> str:
     """A suffix with which a browser shows a file in place of saving it."""
-    return "" if path.suffix in (".txt", ".json") else ".txt"
+    return "" if path.suffix == ".txt" else ".txt"
 
 
 def raw(text: str) -> nodes.raw:

@@ -44,14 +44,10 @@ from tinyddpm.beyond.ablations import (
 from tinyddpm.beyond.oracle import gaussian_nll, gaussian_oracle
 from tinyddpm.bound import log_decoder
 
+from ..helpers import some_network
 from ..strategies import choices_of_sigma2, normal, schedules, seeds, share, steps
 
 short = schedules(min_T=2, max_T=12)
-
-
-def some_network(x_t, t):
-    """Any bounded function of x_t and t: what a network might say."""
-    return (3 * x_t).sin() + 0.1 * t.view(-1, *[1] * (x_t.ndim - 1)).cos().to(x_t)
 
 
 def pictures(seed, shape=(6, 1, 2, 2)):

@@ -29,16 +29,11 @@ from tinyddpm.beyond.ddim import (
 )
 from tinyddpm.beyond.oracle import finite_oracle, gaussian_oracle
 
+from ..helpers import U, some_network
 from ..strategies import normal, schedules, seeds, shapes, share, steps
 
-U = 2.0**-53  # float64's unit roundoff
 short = schedules(min_T=2, max_T=20)
 etas = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1))
-
-
-def some_network(x_t, t):
-    """Any bounded function of x_t and t: what a network might say."""
-    return (3 * x_t).sin() + 0.1 * t.view(-1, *[1] * (x_t.ndim - 1)).cos().to(x_t)
 
 
 def earlier(t, data):
@@ -124,6 +119,7 @@ def test_all_steps_with_eta_1_are_algorithm_2(s, seed):
     found = list(ddim_loop(*args, uniform_steps(s.T, s.T), g, eta=1.0))
     expected = list(p_sample_loop(*args, same, "beta_tilde"))
     assert [t for t, _, _ in found] == [t for t, _, _ in expected]
+    assert torch.equal(g.get_state(), same.get_state())  # no noise in the last step
     for (_, *of_ddim), (_, *of_p) in zip(found, expected, strict=True):
         torch.testing.assert_close(of_ddim, of_p, rtol=0, atol=1e-7)
 

@@ -42,9 +42,9 @@ from tinyddpm.beyond.improved import (
 from tinyddpm.beyond.oracle import gaussian_oracle
 from tinyddpm.train import Hyperparameters, algorithm_1
 
+from ..helpers import U
 from ..strategies import normal, schedules, seeds, share, steps
 
-U = 2.0**-53  # float64's unit roundoff
 short = schedules(min_T=2, max_T=12)
 
 

@@ -1,9 +1,8 @@
 """The mistakes of published DDPM code and texts, each put into our code to see it die.
 
-What lives here: one entry for each. An entry of code is a patch (`old` -> `new` in one
-file of the package) and the one test that must fail of it; an entry of prose says where
-a text is wrong and what is right. What does not: how a patch is tried (`patched.py`)
-and the laws themselves (the named tests).
+An entry of code is a patch (`old` -> `new` in one file of the package) and the one test
+that must fail of it; an entry of prose says where a text is wrong and what is right.
+`patched.py` tries a patch.
 
     python -m tests.mutation.mistakes            # tries them all, prints the table
     python -m tests.mutation.mistakes M2 P1      # these alone
@@ -11,7 +10,8 @@ and the laws themselves (the named tests).
 A mistake is "caught" if its test fails by its law (`patched.because_of_its_law`) with
 the patch and passes without it. S0..S4 are the five texts 000..004, HO the authors'
 code (hojonathanho/diffusion), ID improved-diffusion, LU lucidrains, HF diffusers,
-SM smalldiffusion, TI tiny-diffusion, LA labml, MI minDiffusion, W8 w86763777.
+SM smalldiffusion, TI tiny-diffusion, LA labml, MI minDiffusion, W8 w86763777. O1, O2,
+... were published by nobody: they are those that the way ours is written invites.
 """
 
 import sys
@@ -27,14 +27,15 @@ class Mistake(NamedTuple):
     name: str
     who: str  # where it stands
     right: str  # what is right, with its equation
-    file: str = ""  # in tinyddpm/, or a path from the project's root
+    file: str = ""  # in tinyddpm/, or an example's path from the project's root
     old: str = ""  # occurs once in the file
     new: str = ""
     test: str = ""  # the test that must fail of it, file::name
 
     @property
     def path(self) -> str:
-        return self.file if "/" in self.file or not self.file else PACKAGE + self.file
+        here = not self.file or self.file.startswith("examples/")
+        return self.file if here else PACKAGE + self.file
 
 
 SCHEDULE = (
@@ -46,7 +47,7 @@ SCHEDULE = (
         "self.alpha_bar = self.alpha.cumprod(0)",
         "self.alpha_bar = torch.cat([beta.new_ones(1), (1 - beta[0]) * "
         "(1 - beta).cumprod(0)])",
-        "test_schedule.py::test_alpha_bar_is_the_product_of_the_alphas",
+        "paper/test_schedule.py::test_alpha_bar_is_the_product_of_the_alphas",
     ),
     Mistake(
         "M3b",
@@ -55,16 +56,16 @@ SCHEDULE = (
         "schedule.py",
         "torch.cat([beta.new_zeros(1), beta])",
         "torch.cat([beta[:1], beta])",
-        "test_schedule.py::test_index_0_means_no_noise_and_t_is_the_papers_t",
+        "paper/test_schedule.py::test_index_0_means_no_noise_and_t_is_the_papers_t",
     ),
     Mistake(
         "M6",
         "S0:146, S2: the paper's end points kept at T = 100, 200, 500",
         "scaled by 1000/T, so that ᾱ_T stays near 0 (section 4)",
         "schedule.py",
-        "return 1e-4 * 1000 / T, 0.02 * 1000 / T",
-        "return 1e-4, 0.02",
-        "test_schedule.py::test_default_end_points_keep_the_noise_of_T_steps",
+        "return T, 1e-4 * 1000 / T, 0.02 * 1000 / T",
+        "return T, 1e-4, 0.02",
+        "paper/test_schedule.py::test_default_end_points_keep_the_noise_of_T_steps",
     ),
     Mistake(
         "M6b",
@@ -73,7 +74,7 @@ SCHEDULE = (
         "schedule.py",
         "if left > 0.1:",
         "if left > 1:",
-        "test_schedule.py::test_a_schedule_that_leaves_signal_warns",
+        "paper/test_schedule.py::test_a_schedule_that_leaves_signal_warns",
     ),
     Mistake(
         "M7",
@@ -82,7 +83,7 @@ SCHEDULE = (
         "schedule.py",
         "one_minus[:-1] / one_minus[1:] * beta",
         "one_minus[:-1] / one_minus[1:]",
-        "test_schedule.py::test_beta_tilde_adds_precisions",
+        "paper/test_schedule.py::test_beta_tilde_adds_precisions",
     ),
     Mistake(
         "M9",
@@ -91,25 +92,25 @@ SCHEDULE = (
         "schedule.py",
         "beta = torch.linspace(beta_1, beta_T, T, dtype=torch.float64)",
         "beta = torch.linspace(beta_1, beta_T, T + 1, dtype=torch.float64)[1:]",
-        "test_schedule.py::test_linear_schedule_is_a_straight_line",
+        "paper/test_schedule.py::test_linear_schedule_is_a_straight_line",
     ),
     Mistake(
         "M32",
         "S0:255 @inference_mode() on the getters of the schedule",
         "x_0 and ε can be differentiated through eq. 4",
         "schedule.py",
-        "def at(table",
-        "@torch.inference_mode()\ndef at(table",
-        "test_schedule.py::test_an_entry_can_be_kept_for_the_backward_pass",
+        "def at(\n",
+        "@torch.inference_mode()\ndef at(\n",
+        "paper/test_at.py::test_an_entry_can_be_kept_for_the_backward_pass",
     ),
     Mistake(
         "M44",
         "S3:605 a.gather(-1, t.cpu()): the host waits for the device at every step",
         "the look-up happens where t lives",
         "schedule.py",
-        "table.to(t.device).index_select(0, t)",
-        "table.cpu().index_select(0, t.cpu())",
-        "test_schedule.py::test_at_never_makes_the_host_wait",
+        "x.to(t.device).index_select(0, t)",
+        "x.cpu().index_select(0, t.cpu())",
+        "paper/test_at.py::test_at_never_makes_the_host_wait",
     ),
     Mistake(
         "M46",
@@ -118,16 +119,16 @@ SCHEDULE = (
         "schedule.py",
         "self.alpha_bar = self.alpha.cumprod(0)",
         "self.alpha_bar = self.alpha.float().cumprod(0).double()",
-        "test_schedule.py::test_tables_are_right_to_float32s_last_digit",
+        "paper/test_schedule.py::test_tables_are_right_to_float32s_last_digit",
     ),
     Mistake(
         "M46b",
         "the same: entries cast to the data's dtype before the formula",
         "1-ᾱ_t, its root and the sum in float64, then rounded",
         "schedule.py",
-        "return entries.view(",
-        "return entries.to(like.dtype).view(",
-        "test_forward.py::test_float32_is_float64_rounded_once",
+        ".index_select(0, t).view(",
+        ".index_select(0, t).to(like.dtype).view(",
+        "paper/test_every_equation.py::test_float32_is_float64_rounded_once",
     ),
     Mistake(
         "D1",
@@ -136,7 +137,7 @@ SCHEDULE = (
         "schedule.py",
         "beta = torch.linspace(beta_1, beta_T, T, dtype=torch.float64)",
         "beta = torch.linspace(beta_1, beta_T, T).double()",
-        "test_schedule.py::test_linear_schedule_is_a_straight_line",
+        "paper/test_schedule.py::test_linear_schedule_is_a_straight_line",
     ),
     Mistake(
         "D2",
@@ -145,16 +146,16 @@ SCHEDULE = (
         "schedule.py",
         "(beta > 0) & (beta < 1)",
         "beta > 0",
-        "test_schedule.py::test_a_beta_outside_0_1_is_refused_by_its_t",
+        "paper/test_schedule.py::test_a_beta_outside_0_1_is_refused_by_its_t",
     ),
     Mistake(
         "D3",
         "plain indexing: index -1 is T in silence",
         "t outside its range is refused",
         "schedule.py",
-        "table.to(t.device).index_select(0, t)",
-        "table.to(t.device)[t]",
-        "test_schedule.py::test_at_refuses_what_python_would_wrap",
+        "x.to(t.device).index_select(0, t)",
+        "x.to(t.device)[t]",
+        "paper/test_at.py::test_at_refuses_what_python_would_wrap",
     ),
 )
 
@@ -166,16 +167,16 @@ FORWARD = (
         "forward.py",
         "(1 - alpha_bar).sqrt() * eps",
         "(1 - alpha_bar) * eps",
-        "test_forward.py::test_unit_variance_data_keep_unit_variance",
+        "paper/test_eq_02_is_eq_04.py::test_unit_variance_data_keep_unit_variance",
     ),
     Mistake(
         "M4",
         "S0:280 alpha_bars[n] after n steps against S0:221 prod(alphas[:n])",
         "one index for both: eq. 2 iterated t times is eq. 4 at t",
         "forward.py",
-        "alpha_bar = at(s.alpha_bar, t, x_0)",
-        "alpha_bar = at(s.alpha_bar, (t + 1).clamp(max=s.T), x_0)",
-        "test_forward.py::test_steps_compose_to_the_closed_form",
+        "alpha_bar = at(s.alpha_bar, t, x_0",
+        "alpha_bar = at(s.alpha_bar, (t + 1).clamp(max=s.T), x_0",
+        "paper/test_eq_02_is_eq_04.py::test_eq_2_iterated_is_eq_4",
     ),
     Mistake(
         "M8",
@@ -184,7 +185,7 @@ FORWARD = (
         "forward.py",
         "(1 - beta).sqrt() * x_tm1 + beta.sqrt() * z",
         "(1 - beta) * x_tm1 + beta * z",
-        "test_forward.py::test_unit_variance_data_keep_unit_variance",
+        "paper/test_eq_02_is_eq_04.py::test_unit_variance_data_keep_unit_variance",
     ),
     Mistake(
         "M20",
@@ -193,7 +194,7 @@ FORWARD = (
         "forward.py",
         "x_t = alpha_bar.sqrt() * x_0",
         "x_t = alpha_bar * x_0",
-        "test_forward.py::test_unit_variance_data_keep_unit_variance",
+        "paper/test_eq_02_is_eq_04.py::test_unit_variance_data_keep_unit_variance",
     ),
     Mistake(
         "M31",
@@ -202,7 +203,7 @@ FORWARD = (
         "forward.py",
         "return x_t.to(x_0.dtype)",
         "x_t.to(x_0.dtype)",
-        "test_forward.py::test_a_batch_of_mixed_t_is_its_items",
+        "paper/test_every_equation.py::test_a_batch_of_mixed_t_is_its_items",
     ),
 )
 
@@ -212,18 +213,18 @@ SAMPLER = (
         "S0:726 sigma = schedule.beta(step)",
         "σ_t = √β_t (Alg. 2 line 4, section 3.2)",
         "sampler.py",
-        "sigma = at(s.sigma2(sigma2), t, x_t).sqrt()",
-        "sigma = at(s.sigma2(sigma2), t, x_t)",
-        "test_sampler.py::test_unit_gaussian_data_stay_so_at_every_step",
+        "sigma = at(s.sigma2(sigma2), t, x_t, z=z).sqrt()",
+        "sigma = at(s.sigma2(sigma2), t, x_t, z=z)",
+        "paper/test_eq_01.py::test_unit_gaussian_data_stay_so_at_every_step",
     ),
     Mistake(
         "M10",
         'S1:45 "the variance simply equals sqrt(b_t)"',
         "variance β_t, standard deviation √β_t",
         "sampler.py",
-        "sigma = at(s.sigma2(sigma2), t, x_t).sqrt()",
-        "sigma = at(s.sigma2(sigma2), t, x_t) ** 0.25",
-        "test_sampler.py::test_unit_gaussian_data_stay_so_at_every_step",
+        "sigma = at(s.sigma2(sigma2), t, x_t, z=z).sqrt()",
+        "sigma = at(s.sigma2(sigma2), t, x_t, z=z) ** 0.25",
+        "paper/test_eq_01.py::test_unit_gaussian_data_stay_so_at_every_step",
     ),
     Mistake(
         "M17",
@@ -233,16 +234,16 @@ SAMPLER = (
         "sampler.py",
         "x_tm1 = mu_theta + sigma * z",
         "x_tm1 = mu_theta + 0 * sigma * z",
-        "test_sampler.py::test_unit_gaussian_data_stay_so_at_every_step",
+        "paper/test_eq_01.py::test_unit_gaussian_data_stay_so_at_every_step",
     ),
     Mistake(
         "M18, P3, P6",
         'S3:101 "fully denoised at t=1"; MI ddim.py range(n_T, 1, -1); SM ends at σ_1',
         "x_0: T network calls, the last with t = 1 (Alg. 2)",
         "sampler.py",
-        "range(start, 0, -1)",
-        "range(start, 1, -1)",
-        "test_sampler.py::test_a_point_mass_is_returned_exactly",
+        "range(s.T, 0, -1)",
+        "range(s.T, 1, -1)",
+        "paper/test_algorithm_2.py::test_a_point_mass_is_returned_exactly",
     ),
     Mistake(
         "M34",
@@ -251,43 +252,43 @@ SAMPLER = (
         "sampler.py",
         "m.training = True",
         "m.training = False",
-        "test_sampler.py::test_sampling_changes_no_state",
+        "paper/test_algorithm_2.py::test_sampling_changes_no_state",
     ),
     Mistake(
         "M47",
         "the paper itself, section 4.4: x̄_t = (1-λ) x_0 + λ x'_0",
         "x_t and x'_t, as the sentence around it and HO have it",
         "sampler.py",
-        "(1 - weights) * x_t + weights * x_t_prime",
-        "(1 - weights) * x_0 + weights * x_0_prime",
-        "test_sampler.py::test_interpolation_mixes_x_t_not_x_0",
+        "(1 - lam) * x_t + lam * x_t_prime",
+        "(1 - lam) * x_0 + lam * x_0_prime",
+        "paper/test_section_4_4_interpolation.py::test_interpolation_mixes_x_t_not_x_0",
     ),
     Mistake(
         "M47b",
         "the same read as a cross-fade that is then diffused",
         "two pictures, each with its own noise, mixed at step t",
         "sampler.py",
-        "x_t_prime = q_sample(s, x_0_prime, steps, _randn_like(x_0, generator))",
-        "x_t_prime = x_t + at(s.alpha_bar, steps, x_0).sqrt() * (x_0_prime - x_0)",
-        "test_sampler.py::test_interpolation_mixes_x_t_not_x_0",
+        "x_t_prime = q_sample(s, x_0_prime, t_B, randn_like(x_0, generator))",
+        "x_t_prime = x_t + at(s.alpha_bar, t_B, x_0).sqrt() * (x_0_prime - x_0)",
+        "paper/test_section_4_4_interpolation.py::test_interpolation_mixes_x_t_not_x_0",
     ),
     Mistake(
         "P1",
         "LA p_sample adds noise at every step",
         "z = 0 at t = 1 (Alg. 2 line 3)",
         "sampler.py",
-        "z = z.masked_fill((t == 1)",
-        "z = z.masked_fill((t == 0)",
-        "test_sampler.py::test_nothing_depends_on_z_at_the_last_step",
+        "z = randn_like(x_t, generator) if step > 1 else torch.zeros_like(x_t)",
+        "z = randn_like(x_t, generator)",
+        "paper/test_algorithm_2.py::test_the_last_step_adds_no_noise",
     ),
     Mistake(
         "P2",
         "LA, LU interpolate: diffused to t, decoded from t - 1",
         "decoded from t, as HO (section 4.4)",
         "sampler.py",
-        "x_bar.flatten(0, 1), t, generator",
-        "x_bar.flatten(0, 1), t - 1, generator",
-        "test_sampler.py::test_interpolation_starts_at_t",
+        "for step in range(t, 0, -1)",
+        "for step in range(t - 1, 0, -1)",
+        "paper/test_section_4_4_interpolation.py::test_interpolation_starts_at_t",
     ),
     Mistake(
         "P5",
@@ -296,35 +297,34 @@ SAMPLER = (
         "sampler.py",
         "mu_theta, _ = q_posterior(s, x_t, x_0_hat, t)",
         "mu_theta = p_mean(s, x_t, t, eps_hat)",
-        "test_sampler.py::test_clip_takes_eq_7_of_the_clamped_estimate",
+        "paper/test_eq_01.py::test_clip_takes_eq_7_of_the_clamped_estimate",
     ),
     Mistake(
         "P11",
         "HO's commented constant-variance mix, x̄_t / √((1-λ)² + λ²)",
         "(1-λ) x_t + λ x'_t; the noise shared by all λ (section 4.4)",
         "sampler.py",
-        "(1 - weights) * x_t + weights * x_t_prime",
-        "((1 - weights) * x_t + weights * x_t_prime) / "
-        "((1 - weights) ** 2 + weights**2).sqrt()",
-        "test_sampler.py::test_interpolation_mixes_x_t_not_x_0",
+        "((1 - lam) * x_t + lam * x_t_prime)",
+        "(((1 - lam) * x_t + lam * x_t_prime) / ((1 - lam) ** 2 + lam**2).sqrt())",
+        "paper/test_section_4_4_interpolation.py::test_interpolation_mixes_x_t_not_x_0",
     ),
     Mistake(
         "P11b",
         "HO's TODO: the reverse noise is not shared across λ",
         "λ alone moves the picture (section 4.4)",
         "sampler.py",
-        "generator, sigma2, clip, len(lam)",
-        "generator, sigma2, clip, 1",
-        "test_sampler.py::test_every_lambda_shares_the_noise",
+        "z = z.expand(shape).flatten(0, 1)",
+        "z = randn_like(x_bar, generator) if step > 1 else torch.zeros_like(x_bar)",
+        "paper/test_section_4_4_interpolation.py::test_every_lambda_shares_the_noise",
     ),
     Mistake(
         "D4",
         "HO, LU, HF clamp x̂_0 unless told not to",
         "Algorithm 2 does not: a departure is asked for by name",
         "sampler.py",
-        '    z: Tensor,\n    sigma2: str = "beta",\n    clip: bool = False,',
-        '    z: Tensor,\n    sigma2: str = "beta",\n    clip: bool = True,',
-        "test_sampler.py::test_the_loops_defaults_are_the_papers",
+        '    z: Tensor,\n    sigma2: str = "beta",\n    clip_x_0: bool = False,',
+        '    z: Tensor,\n    sigma2: str = "beta",\n    clip_x_0: bool = True,',
+        "paper/test_algorithm_2.py::test_the_loops_defaults_are_the_papers",
     ),
 )
 
@@ -334,18 +334,18 @@ TRAINING = (
         'S4:261 "noise ε_t added at step t" as the target',
         "ε of eq. 4, the whole noise of x_t; E[z_t|ε] = √(β_t/(1-ᾱ_t)) ε",
         "train.py",
-        "squared_error(eps, eps_theta",
-        "squared_error(at(s.beta / (1 - s.alpha_bar), t, eps).sqrt() * eps, eps_theta",
-        "test_loss.py::test_the_exact_answer_costs_nothing",
+        "(eps - eps_hat)",
+        "(at(s.beta / (1 - s.alpha_bar), t, eps).sqrt() * eps - eps_hat)",
+        "paper/test_eq_14_loss.py::test_the_exact_answer_costs_nothing",
     ),
     Mistake(
         "M15",
         'S1:9 the loss is the "mse" of p(x_t, t) and "our actual image x_0"',
         "of ε_θ and the true ε (eq. 14)",
         "train.py",
-        "squared_error(eps, eps_theta",
-        "squared_error(x_0, eps_theta",
-        "test_loss.py::test_the_exact_answer_costs_nothing",
+        "(eps - eps_hat)",
+        "(x_0 - eps_hat)",
+        "paper/test_eq_14_loss.py::test_the_exact_answer_costs_nothing",
     ),
     Mistake(
         "M16",
@@ -354,16 +354,16 @@ TRAINING = (
         "train.py",
         "(eps - eps_hat).square()",
         "(eps - eps_hat).abs()",
-        "test_loss.py::test_the_loss_is_the_mean_square_of_the_error",
+        "paper/test_eq_14_loss.py::test_the_loss_is_the_mean_square_of_the_error",
     ),
     Mistake(
         "P9",
         "ermongroup/ddim losses.py sums over C, H, W",
         "ours is the mean over D, said where it is taken",
         "train.py",
-        "reshape(len(eps), -1).mean(1)",
-        "reshape(len(eps), -1).sum(1)",
-        "test_loss.py::test_the_loss_is_the_mean_square_of_the_error",
+        "(eps - eps_hat).square().mean()",
+        "(eps - eps_hat).square().sum() / len(eps)",
+        "paper/test_eq_14_loss.py::test_the_loss_is_the_mean_square_of_the_error",
     ),
     Mistake(
         "M5",
@@ -372,7 +372,7 @@ TRAINING = (
         "train.py",
         "torch.randint(1, s.T + 1",
         "torch.randint(2, s.T + 1",
-        "test_train.py::test_t_is_uniform_on_1_to_T_and_eps_is_standard_normal",
+        "paper/test_algorithm_1.py::test_t_is_uniform_on_1_to_T_and_eps_is_standard_normal",
     ),
     Mistake(
         "M5b",
@@ -381,35 +381,36 @@ TRAINING = (
         "train.py",
         "torch.randint(1, s.T + 1",
         "torch.randint(1, s.T",
-        "test_train.py::test_t_is_uniform_on_1_to_T_and_eps_is_standard_normal",
+        "paper/test_algorithm_1.py::test_t_is_uniform_on_1_to_T_and_eps_is_standard_normal",
     ),
     Mistake(
         "M33",
         "S0:421 the schedule becomes a part of the model in train(): new names in its "
         "state_dict",
         "training changes the weights' numbers, not their names",
-        "train.py",
-        "    net.train()\n",
-        '    net.train().register_buffer("beta", s.beta)\n',
-        "test_checkpoint.py::test_it_holds_the_run",
+        "workshop/run.py",
+        "    s, ema = s.to(device)",
+        '    plain.register_buffer("beta", s.beta)\n    s, ema = s.to(device)',
+        "workshop/test_checkpoint.py::test_it_holds_the_run",
     ),
     Mistake(
         "M41",
         "S3:968 saves DataParallel's state_dict: every name begins with module.",
         "a checkpoint loads into the network alone, on a CPU",
-        "state.py",
-        "weights=self.net.state_dict()",
-        "weights=nn.DataParallel(self.net).state_dict()",
-        "test_checkpoint.py::test_it_holds_the_run",
+        "workshop/state.py",
+        "weights=self.net.state_dict(),\n            ema=self.ema.state_dict(),",
+        "weights=nn.DataParallel(self.net).state_dict(), "
+        "ema=nn.DataParallel(self.ema).state_dict(),",
+        "workshop/test_checkpoint.py::test_it_holds_the_run",
     ),
     Mistake(
         "M43",
         'S2:355 "Train it anyway" goes on from the weights that were loaded',
         "without --resume a run that is there is refused, and kept",
-        "state.py",
+        "workshop/state.py",
         "if exists and not resume:",
         "if exists and resume is None:",
-        "test_checkpoint.py::test_a_checkpoint_is_never_overwritten_unasked",
+        "workshop/test_checkpoint.py::test_a_checkpoint_is_never_overwritten_unasked",
     ),
     Mistake(
         "D9",
@@ -418,16 +419,17 @@ TRAINING = (
         "train.py",
         "copy.deepcopy(net).eval()",
         "net.eval()",
-        "test_train.py::test_the_average_in_closed_form",
+        "paper/test_ema.py::test_the_average_in_closed_form",
     ),
     Mistake(
         "D10",
         "ID and others: the average starts again from the weights on resuming",
         "it goes on where it was: resumed = uninterrupted",
-        "state.py",
+        "workshop/state.py",
         "self.ema.load_state_dict(found.ema)",
         "self.ema.load_state_dict(found.weights)",
-        "test_train.py::test_resumed_is_uninterrupted",
+        "workshop/test_kill.py::"
+        "test_killed_and_resumed_is_bit_for_bit_the_run_that_was_not",
     ),
 )
 
@@ -439,25 +441,25 @@ NETWORKS = (
         "unet.py",
         "out: Tensor = self.shortcut(x) + h",
         "out: Tensor = nn.Conv2d(x.shape[1], h.shape[1], 1).to(x)(x) + h",
-        "test_unet.py::test_asking_changes_nothing",
+        "paper/test_unet.py::test_asking_changes_nothing",
     ),
     Mistake(
         "M22",
         "S3:230 h = rearrange(time_emb, …): the embedding replaces the features",
         "h + …: it is added to what the depthwise convolution found",
-        "convnext.py",
+        "beyond/convnext.py",
         "h = self.depthwise(x) + self.dense(emb)[:, :, None, None]",
         "h = self.dense(emb)[:, :, None, None].expand_as(x)",
-        "test_convnext.py::test_the_embedding_is_added_to_the_features",
+        "beyond/test_convnext.py::test_the_embedding_is_added_to_the_features",
     ),
     Mistake(
         "M23",
         "S3:372 k.softmax(dim=-2) in linear attention: over features",
         "over positions, so that kᵀ v is an average of v",
-        "convnext.py",
+        "beyond/convnext.py",
         "k = torch.softmax(k, dim=2",
         "k = torch.softmax(k, dim=1",
-        "test_convnext.py::test_equal_values_come_back_as_they_are",
+        "beyond/test_convnext.py::test_equal_values_come_back_as_they_are",
     ),
     Mistake(
         "M24",
@@ -466,16 +468,16 @@ NETWORKS = (
         "unet.py",
         "torch.cat([h, saved.pop()], dim=1)",
         "torch.cat([h, saved.pop() * bool(saved)], dim=1)",
-        "test_unet.py::test_every_saved_activation_is_read_on_the_way_up",
+        "paper/test_unet.py::test_every_saved_activation_is_read_on_the_way_up",
     ),
     Mistake(
         "M25",
         "S3:516 block_klass(dim, dim) works only if the first multiplier is 1",
         "the first block reads the `base` channels that conv_in makes",
         "unet.py",
-        "modules(i, [c, width], width)",
-        "modules(i, [c if i else width, width], width)",
-        "test_unet.py::test_each_level_reads_what_the_one_before_it_makes",
+        "level(i, [c, width], width, halve)",
+        "level(i, [c if i else width, width], width, halve)",
+        "paper/test_unet.py::test_each_level_reads_what_the_one_before_it_makes",
     ),
     Mistake(
         "M26",
@@ -486,8 +488,7 @@ NETWORKS = (
         "super().__init__(groups[-1], channels, eps=1e-6)\n\n"
         "    def forward(self, x):\n        return (x - x.mean((0, 2, 3), True)) * "
         "(x.var((0, 2, 3), keepdim=True, correction=0) + self.eps).rsqrt()",
-        "test_unet.py::"
-        "test_a_picture_s_output_does_not_depend_on_the_rest_of_the_batch",
+        "paper/test_unet.py::test_a_picture_s_output_does_not_depend_on_the_rest_of_the_batch",
     ),
     Mistake(
         "M27",
@@ -496,7 +497,7 @@ NETWORKS = (
         "unet.py",
         "self.dense2(F.silu(self.dense1(emb)))",
         "self.dense2(self.dense1(emb))",
-        "test_unet.py::test_the_embedding_goes_through_dense_silu_dense_silu_dense",
+        "paper/test_unet.py::test_the_embedding_goes_through_dense_silu_dense_silu_dense",
     ),
     Mistake(
         "M28",
@@ -505,7 +506,7 @@ NETWORKS = (
         "mlp.py",
         "torch.cat([angle.sin(), angle.cos()], dim=1)",
         "torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)",
-        "test_mlp.py::test_time_embedding_is_all_sines_then_all_cosines",
+        "paper/test_time_embedding.py::test_time_embedding_is_all_sines_then_all_cosines",
     ),
     Mistake(
         "M28b",
@@ -514,16 +515,16 @@ NETWORKS = (
         "mlp.py",
         "dim < 4",
         "dim < 2",
-        "test_mlp.py::test_time_embedding_refuses_odd_and_tiny_widths",
+        "paper/test_time_embedding.py::test_time_embedding_refuses_odd_and_tiny_widths",
     ),
     Mistake(
         "M30",
         "S1: four max-pools, and no check that 16 divides H and W",
         "a size that cannot be halved is refused by a sentence",
         "unet.py",
-        "height % self.factor or width % self.factor",
+        "size[0] % self.factor or size[1] % self.factor",
         "False",
-        "test_unet.py::test_shapes_are_refused_by_name",
+        "paper/test_unet.py::test_shapes_are_refused_by_name",
     ),
     Mistake(
         "P4b",
@@ -532,7 +533,7 @@ NETWORKS = (
         "unet.py",
         "time_embedding(t.double(), self.base)",
         "time_embedding(0 * t.double(), self.base)",
-        "test_unet.py::test_the_output_depends_on_t",
+        "paper/test_unet.py::test_the_output_depends_on_t",
     ),
     Mistake(
         "P5c",
@@ -541,7 +542,7 @@ NETWORKS = (
         "layers.py",
         "F.pad(x, (0, 1, 0, 1))",
         "F.pad(x, (1, 1, 1, 1))",
-        "test_unet.py::test_downsampling_pads_on_the_right_and_bottom",
+        "paper/test_layers.py::test_downsampling_pads_on_the_right_and_bottom",
     ),
     Mistake(
         "P5d",
@@ -550,7 +551,7 @@ NETWORKS = (
         "layers.py",
         "eps=1e-6",
         "eps=1e-5",
-        "test_unet.py::test_group_norm",
+        "paper/test_layers.py::test_group_norm",
     ),
     Mistake(
         "D5",
@@ -559,7 +560,7 @@ NETWORKS = (
         "unet.py",
         "h = self.norm(x)",
         "h = x + 0 * self.norm(x)",
-        "test_unet.py::test_every_parameter_is_reached_by_a_gradient",
+        "paper/test_unet.py::test_every_parameter_is_reached_by_a_gradient",
     ),
     Mistake(
         "D6",
@@ -568,7 +569,7 @@ NETWORKS = (
         "unet.py",
         "self.out = zero(nn.Conv2d(channels, channels, 1))",
         "self.out = glorot(nn.Conv2d(channels, channels, 1))",
-        "test_unet.py::test_each_branch_is_zero_at_the_start",
+        "paper/test_unet.py::test_each_branch_is_zero_at_the_start",
     ),
     Mistake(
         "D7",
@@ -577,7 +578,7 @@ NETWORKS = (
         "unet.py",
         "self.conv_out = zero(",
         "self.conv_out = glorot(",
-        "test_unet.py::test_the_output_is_zero_at_the_start",
+        "paper/test_unet.py::test_the_output_is_zero_at_the_start",
     ),
     Mistake(
         "D8",
@@ -586,7 +587,7 @@ NETWORKS = (
         "layers.py",
         "channels >= 2 * g",
         "channels >= g",
-        "test_unet.py::test_the_output_depends_on_t",
+        "paper/test_unet.py::test_the_output_depends_on_t",
     ),
 )
 
@@ -595,46 +596,46 @@ DATA = (
         "M37",
         "S0:63 randint(0, 255): level 255 is never drawn",
         "256 levels, 0..255: eq. 13's last bin is at x = 1",
-        "data.py",
-        "256, size",
-        "255, size",
-        "test_data.py::test_colours_are_uniform_on_256_levels",
+        "beyond/gradients.py",
+        "random_(256, ",
+        "random_(255, ",
+        "beyond/test_gradients.py::test_colours_are_uniform_on_256_levels",
     ),
     Mistake(
         "M38",
         "S3:640 (t * 255.).numpy().astype(np.uint8): cut off, not rounded",
         "the nearest level: v survives 8-bit → float → 8-bit",
-        "pictures.py",
+        "data.py",
         ".round().clamp(0, 255)",
         ".clamp(0, 255)",
-        "test_pictures.py::test_8_bit_to_float_to_8_bit_is_the_identity",
+        "paper/test_section_3_3_scale.py::test_8_bit_to_float_to_8_bit_is_the_identity",
     ),
     Mistake(
         "M38b",
         "the same without a clamp: 256.3 becomes 0, -2 becomes 254",
         "beyond the ends, the end",
-        "pictures.py",
+        "data.py",
         ".round().clamp(0, 255)",
         ".round().long()",
-        "test_pictures.py::test_to_uint8_takes_the_nearest_level_and_saturates",
+        "paper/test_section_3_3_scale.py::test_to_uint8_takes_the_nearest_level_and_saturates",
     ),
     Mistake(
         "M39",
         "S4:353 TF.to_tensor, LA experiment.py: data in [0, 1]",
         "[-1, 1] (section 3.3)",
-        "pictures.py",
+        "data.py",
         "(v.to(dtype) - 127.5) / 127.5",
         "v.to(dtype) / 255",
-        "test_pictures.py::test_the_grid_is_rounded_once",
+        "paper/test_section_3_3_scale.py::test_the_grid_is_rounded_once",
     ),
     Mistake(
         "P4",
         "MI Normalize((0.5,), (1.0)): data in [-0.5, 0.5]",
         "[-1, 1] (section 3.3)",
-        "pictures.py",
+        "data.py",
         "(v.to(dtype) - 127.5) / 127.5",
         "(v.to(dtype) - 127.5) / 255",
-        "test_pictures.py::test_the_grid_is_rounded_once",
+        "paper/test_section_3_3_scale.py::test_the_grid_is_rounded_once",
     ),
     Mistake(
         "M40",
@@ -644,16 +645,16 @@ DATA = (
         "return pad(images, (2, 2, 2, 2))",
         "return torch.nn.functional.interpolate(images.float(), size=32, "
         'mode="bilinear").to(images.dtype)',
-        "test_examples.py::test_fashion_is_padded_not_resized",
+        "workshop/test_examples.py::test_fashion_is_padded_not_resized",
     ),
     Mistake(
         "M42",
         "S3:938 DataLoader without shuffle: the same batches in the same order",
         "x_0 ~ q(x_0) (Alg. 1 line 2): drawn uniformly, and mirrored half the time",
         "data.py",
-        "i = torch.randint(len(images), (B,), generator=generator, device=device)",
-        "i = torch.arange(B, device=device) % len(images)",
-        "test_data.py::test_a_batch_is_a_function_of_the_generator",
+        "i = torch.randint(N, (B,), generator=generator, device=device)",
+        "i = torch.arange(B, device=device) % N",
+        "paper/test_drawer.py::test_a_batch_is_a_function_of_the_generator",
     ),
 )
 
@@ -662,20 +663,88 @@ BOUND = (
         "P10",
         "HO, ID: Φ by a tanh formula in eq. 13",
         "the exact Φ, in both tails",
-        "decoder.py",
+        "bound.py",
         "log_b: Tensor = torch.special.log_ndtr(b)",
         "log_a, log_b = (((c + 0.044715 * c**3) * (2 / math.pi) ** 0.5).tanh()"
         ".add(1).div(2).clamp(min=1e-12).log() for c in (a, b))",
-        "test_decoder.py::test_each_bin_is_the_integral_of_the_density",
+        "paper/test_eq_13_decoder.py::test_each_bin_is_the_integral_of_the_density",
     ),
     Mistake(
         "P10b",
         "eq. 13's ends forgotten: bins of equal width at x = -1 and x = 1",
         "δ-(-1) = -∞ and δ+(1) = ∞: the 256 bins sum to 1",
-        "decoder.py",
-        ".masked_fill(level == 255, math.inf)",
+        "bound.py",
+        ".masked_fill(level == 255, FAR)",
         "",
-        "test_decoder.py::test_the_256_bins_sum_to_one",
+        "paper/test_eq_13_decoder.py::test_the_256_bins_sum_to_one",
+    ),
+)
+
+OURS = (
+    Mistake(
+        "O1",
+        "P1 in section 4.4, whose loop is written out a second time",
+        "z = 0 at t = 1 there too (Alg. 2 line 3)",
+        "sampler.py",
+        "z = randn_like(x_0, generator) if step > 1 else torch.zeros_like(x_0)",
+        "z = randn_like(x_0, generator)",
+        "paper/test_section_4_4_interpolation.py::"
+        "test_interpolation_ends_at_its_two_pictures",
+    ),
+    Mistake(
+        "O2",
+        "eq. 4 takes t = 0, and what is built on it forgets to refuse that",
+        "eq. 14 is for t = 1..T: x_0 has no noise to predict",
+        "train.py",
+        '    check_range("t", t, 1, s.T)  # eq. 4 takes t = 0 too\n',
+        "",
+        "paper/test_eq_14_loss.py::test_a_wrong_t_is_refused",
+    ),
+    Mistake(
+        "O3",
+        "the same in section 4.4",
+        "pictures are mixed at a step t = 1..T",
+        "sampler.py",
+        "at(s.beta, t_B, x_0, x_0_prime",
+        "at(s.beta, t_B, x_0, 0, x_0_prime",
+        "paper/test_section_4_4_interpolation.py::"
+        "test_interpolating_outside_1_to_T_is_refused",
+    ),
+    Mistake(
+        "O4",
+        "L_{t-1} at t = 1, where β̃_1 = 0: an infinite KL",
+        "eq. 5 has L_{t-1} for t > 1, and L_0 (eq. 13) at t = 1",
+        "bound.py",
+        "t, x_0, first=2, x_0_hat",
+        "t, x_0, first=1, x_0_hat",
+        "paper/test_eq_12_is_eq_10_is_eq_8.py::test_the_first_step_has_no_kl",
+    ),
+    Mistake(
+        "O5",
+        "eq. 13's ends as ±inf: right, but 0 · inf in the backward pass is nan",
+        "L_0 can be trained on at the levels 0 and 255",
+        "bound.py",
+        "(low - mean) / variance**0.5).masked_fill(level == 0, -FAR)",
+        "low.masked_fill(level == 0, -math.inf) - mean) / variance**0.5",
+        "paper/test_eq_13_decoder.py::test_the_gradient_of_the_decoder",
+    ),
+    Mistake(
+        "O6",
+        "an average of the parameters alone: buffers stay those of the first step",
+        "buffers are the network's own (App. B has none)",
+        "train.py",
+        "of_ema.copy_(of_net)",
+        "of_ema.copy_(of_ema)",
+        "paper/test_ema.py::test_buffers_are_copied",
+    ),
+    Mistake(
+        "O7",
+        "gradients that are never set to 0 add up over the steps",
+        "each step descends its own gradient (Alg. 1 line 5)",
+        "train.py",
+        "        optimiser.zero_grad()\n",
+        "",
+        "paper/test_algorithm_1.py::test_fit_is_algorithm_1_with_appendix_bs_optimiser",
     ),
 )
 
@@ -689,13 +758,13 @@ PROSE = (
         "M12",
         "S3:27 the forward process is p, the reverse q; S0:22 p adds noise",
         "q adds noise (eq. 2), p_θ takes it away (eq. 1); our names follow",
-        test="test_forward.py::test_q_is_known_without_a_network",
+        test="paper/test_every_equation.py::test_q_is_known_without_a_network",
     ),
     Mistake(
         "M13",
         'S0:34 "every Gaussian is independent of each other"',
         "a Markov chain: for unit-variance data corr(x_s, x_t) = √(ᾱ_t/ᾱ_s), s < t",
-        test="test_reference.py::test_fifty_noisy_steps_have_the_law_of_eq_4",
+        test="paper/test_eq_02_is_eq_04.py::test_fifty_noisy_steps_have_the_law_of_eq_4",
     ),
     Mistake(
         "M15b",
@@ -767,7 +836,7 @@ PROSE = (
 
 MISTAKES = (
     *(*SCHEDULE, *FORWARD, *SAMPLER, *TRAINING),
-    *(*NETWORKS, *DATA, *BOUND, *PROSE),
+    *(*NETWORKS, *DATA, *BOUND, *OURS, *PROSE),
 )
 
 

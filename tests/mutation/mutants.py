@@ -1,16 +1,14 @@
 """Mutation: every small change of our code that a tool can make, tried on the tests.
 
-What lives here: the mutants that mutmut's operators make of a module, that module's
-tests run on each, and the score. What does not: why a survivor is no fault of the tests
-(`EQUIVALENT_MUTANTS.md`, which this reads).
-
     pip install --no-deps mutmut==3.8.1 libcst==1.9.0
-    python -m tests.mutation.mutants schedule.py forward.py
-    python -m tests.mutation.mutants --workers 2
+    python -m tests.mutation.mutants schedule.py beyond/oracle.py
+    python -m tests.mutation.mutants --changed main   # the modules that differ from it
+    python -m tests.mutation.mutants --workers 2      # every module of `LAWS`
 
-Without a name it is every module of `LAWS`. Survivors are printed as they are found, on
+The module's tests are run on each mutant. Survivors are printed as they are found, on
 stdout; progress is on stderr. What it runs, it runs to the end: exit 0 says that each
-mutant was killed or stands in `EQUIVALENT_MUTANTS.md`, and that no row there is stale.
+mutant was killed or stands in `EQUIVALENT_MUTANTS.md` with the reason why it may live,
+and that no row there is stale. The score goes into `registry.json`.
 
 mutmut's operators alone are used: its runner cannot import a package whose functions it
 has replaced by its own before torch looks at them. Here pytest collects the tests once
@@ -19,18 +17,21 @@ and each mutant is a fork, in which the functions' code is replaced: 0.1 s each.
 
 import argparse
 import ast
+import datetime
 import difflib
 import gc
 import importlib
+import json
 import mmap
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 from types import FrameType, FunctionType, ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hypothesis
 import libcst
@@ -40,26 +41,81 @@ from mutmut.mutation.file_mutation import MutationVisitor, deep_replace
 from mutmut.mutation.mutators import mutation_operators
 from mutmut.mutation.pragma_handling import IgnoredCode
 
-TESTS = Path(__file__).resolve().parent
-ROOT = TESTS.parent
-EQUIVALENT = TESTS / "EQUIVALENT_MUTANTS.md"
+HERE = Path(__file__).resolve().parent
+TESTS, ROOT = HERE.parent, HERE.parent.parent
+PACKAGE = ROOT / "tinyddpm"
+EQUIVALENT, REGISTRY = HERE / "EQUIVALENT_MUTANTS.md", HERE / "registry.json"
 
 # The tests that hold each module's laws.
 LAWS = {
-    "schedule.py": ("test_schedule.py", "test_forward.py"),
-    "forward.py": ("test_forward.py",),
-    "sampler.py": ("test_sampler.py",),
-    "train.py": ("test_loss.py", "test_train.py"),
-    "oracle.py": ("test_oracle.py",),
-    "levels.py": (
-        "test_levels.py",
-        "test_oracle.py::test_the_quadrature_has_converged",
+    "schedule.py": ("paper/test_schedule.py", "paper/test_at.py"),
+    "forward.py": (
+        "paper/test_eq_02_is_eq_04.py",
+        "paper/test_eq_07_posterior.py",
+        "paper/test_every_equation.py",
     ),
-    "bound.py": ("test_bound.py",),
-    "decoder.py": ("test_decoder.py",),
+    "sampler.py": (
+        "paper/test_eq_01.py",
+        "paper/test_eq_11.py",
+        "paper/test_eq_15.py",
+        "paper/test_algorithm_2.py",
+        "paper/test_section_4_4_interpolation.py",
+        "paper/test_every_equation.py",
+    ),
+    "train.py": (
+        "paper/test_eq_14_loss.py",
+        "paper/test_eq_12_is_eq_10_is_eq_8.py",
+        "paper/test_algorithm_1.py",
+        "paper/test_ema.py",
+    ),
+    "bound.py": (
+        "paper/test_eq_05_bound.py",
+        "paper/test_eq_05_is_eq_03_is_eq_16.py",
+        "paper/test_eq_12_is_eq_10_is_eq_8.py",
+        "paper/test_eq_13_decoder.py",
+        "paper/test_section_4_3_rate_distortion.py",
+    ),
+    "coding.py": ("paper/test_algorithm_3_and_4.py",),
+    "data.py": ("paper/test_drawer.py", "paper/test_section_3_3_scale.py"),
+    "mlp.py": ("paper/test_mlp.py", "paper/test_time_embedding.py"),
+    "layers.py": ("paper/test_layers.py", "paper/test_unet.py"),
+    "unet.py": ("paper/test_unet.py", "paper/test_layers.py"),
+    "beyond/oracle.py": ("beyond/test_oracle.py",),
+    "beyond/levels.py": (
+        "beyond/test_levels.py",
+        "beyond/test_oracle.py::test_the_quadrature_has_converged",
+    ),
+    **{
+        f"beyond/{name}.py": (f"beyond/test_{name}.py",)
+        for name in (
+            "estimate",
+            "gradients",
+            "random_coding",
+            "arithmetic",
+            "ddim",
+            "improved",
+            "guidance",
+            "ablations",
+            "distance",
+        )
+    },
+    "workshop/state.py": ("workshop/test_run.py", "workshop/test_checkpoint.py"),
+    "workshop/run.py": ("workshop/test_run.py", "workshop/test_checkpoint.py"),
+    "workshop/draws.py": ("workshop/test_run.py", "workshop/test_checkpoint.py"),
+    **{
+        f"workshop/{name}.py": (f"workshop/test_{name}.py",)
+        for name in (
+            "checkpoint",
+            "files",
+            "processes",
+            "settings",
+            "readers",
+            "pictures",
+            "speed",
+        )
+    },
+    "workshop/content.py": ("workshop/test_checkpoint.py",),
 }
-# Of these modules, only these parts: the rest is the loop and its files.
-ONLY = {"train.py": ("squared_error", "L_simple", "weight", "EMA", "learning_rate")}
 EXAMPLES = 15  # hypothesis' examples for each law
 # A test that takes this much more processor time than on the code as it is, in times
 # and in seconds, is a loop without end; so is one that takes this much more memory.
@@ -77,16 +133,14 @@ class Visitor(MutationVisitor):
 
 def mutants(module: str) -> list[str]:
     """The changed texts of a module: numbers, names, operators, arguments, strings…"""
-    text = (ROOT / "tinyddpm" / module).read_text()
+    text = (PACKAGE / module).read_text()
     visitor = Visitor(mutation_operators, IgnoredCode(set(), set(), set()))
     tree = libcst.MetadataWrapper(libcst.parse_module(text)).visit(visitor)
     made = [
         deep_replace(tree, m.original_node, m.mutated_node).code
         for m in visitor.mutations
     ]
-    only = ONLY.get(module)
-    changed = [m for m in dict.fromkeys(made) if m != text]
-    return [m for m in changed if not only or where(text, m).split(".")[0] in only]
+    return [m for m in dict.fromkeys(made) if m != text]
 
 
 def where(text: str, changed: str) -> str:
@@ -101,6 +155,18 @@ def where(text: str, changed: str) -> str:
             name.append(node.name)
             body = node.body
     return ".".join(name) or "module"
+
+
+def functions(text: str) -> set[str]:
+    """The functions and methods of a module by the names that `where` gives them."""
+    found, body = set[str](), [("", node) for node in ast.parse(text).body]
+    while body:
+        prefix, node = body.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            body += [(f"{prefix}{node.name}.", inner) for inner in node.body]
+        if isinstance(node, ast.FunctionDef):
+            found.add(prefix + node.name)
+    return found
 
 
 def row(module: str, text: str, changed: str) -> str:
@@ -121,34 +187,52 @@ def become(module: ModuleType, text: str) -> None:
     They stay the objects that everybody has imported, in lists and closures too. Other
     names of the module, constants say, are set to their new values.
     """
-    new = dict(vars(module))
+    names = vars(module)
+    new = dict(names)
     exec(compile(text, module.__file__, "exec"), new)
     for name, value in new.items():
-        old = vars(module).get(name)
-        if (
-            isinstance(value, FunctionType | type)
-            and value.__module__ != module.__name__
-        ):
-            continue  # imported
-        if isinstance(value, type):
+        old, ours = names.get(name), getattr(value, "__module__", "") == module.__name__
+        if isinstance(value, type) and ours:
             for attribute, method in vars(value).items():
-                take_code(vars(old)[attribute], method)
-        elif isinstance(value, FunctionType):
-            take_code(old, value)
-        elif not name.startswith("__"):
+                take(old, attribute, method, names)
+        elif isinstance(value, FunctionType) and ours:
+            take_code(old, value, names)
+        elif not isinstance(value, FunctionType | type) and not name.startswith("__"):
             setattr(module, name, value)
 
 
-def take_code(old: object, new: object) -> None:
-    """old, if it is a function, does what new does, inside the same decorators."""
+def take(cls: type, name: str, value: object, names: dict[str, Any]) -> None:
+    """A class's attribute of this name does what `value` does, or is it."""
+    old = vars(cls)[name]
+    if isinstance(value, property):
+        take_code(old.fget, value.fget, names)
+    elif isinstance(value, FunctionType) or hasattr(value, "__wrapped__"):
+        take_code(old, value, names)
+    elif not name.startswith("_") and not hasattr(value, "__get__"):
+        setattr(cls, name, value)
+
+
+def take_code(old: object, new: object, names: dict[str, Any]) -> None:
+    """old, if it is a function, does what new does, inside the same decorators.
+
+    Functions of the module that are defaults of others stay the ones in `names`.
+    """
     while hasattr(old, "__wrapped__") and hasattr(new, "__wrapped__"):
         old, new = old.__wrapped__, new.__wrapped__
-    if isinstance(new, FunctionType):
-        if hasattr(old, "__wrapped__"):
-            # counted with those killed "on import", which the score tells
-            raise TypeError("new has lost a decorator, and old cannot lose it in place")
-        old.__code__ = new.__code__
-        old.__defaults__, old.__kwdefaults__ = new.__defaults__, new.__kwdefaults__
+    if not isinstance(new, FunctionType):
+        return
+    if hasattr(old, "__wrapped__"):
+        # counted with those killed "on import", which the score tells
+        raise TypeError("new has lost a decorator, and old cannot lose it in place")
+
+    def kept(value: object) -> object:
+        ours = isinstance(value, FunctionType) and value.__globals__ is new.__globals__
+        return names[value.__name__] if ours else value
+
+    old.__code__ = new.__code__
+    old.__defaults__ = new.__defaults__ and tuple(map(kept, new.__defaults__))
+    keywords = new.__kwdefaults__
+    old.__kwdefaults__ = keywords and {k: kept(v) for k, v in keywords.items()}
 
 
 def passes(item: pytest.Item) -> bool:
@@ -162,7 +246,8 @@ class Mutation:
 
     def __init__(self, module: str, workers: int) -> None:
         self.module, self.workers = module, workers
-        self.text = (ROOT / "tinyddpm" / module).read_text()
+        self.text = (PACKAGE / module).read_text()
+        self.functions = functions(self.text)
         self.changed = mutants(module)
         self.survived: list[str] = []
         self.done = self.endless = self.broken = 0
@@ -182,13 +267,21 @@ class Mutation:
         assert cost, "there are no tests"
         gc.freeze()  # no fork need look at what is there by now
         order, running = sorted(range(len(cost)), key=cost.__getitem__), {}
-        for i, changed in enumerate(self.changed):
+
+        def fork(i: int, text: str, tests: list[int]) -> int:
             pid = os.fork()
             if pid == 0:
-                name = where(self.text, changed)
-                tests = [k for k in order if name == "module" or name in called[k]]
-                self.child(i, [(k, session.items[k], cost[k]) for k in tests])
-            running[pid] = i
+                self.child(i, text, [(k, session.items[k], cost[k]) for k in tests])
+            return pid
+
+        # A control: to put code in place is no change in itself.
+        _, status = os.waitpid(fork(0, self.text, order), 0)
+        k = int.from_bytes(self.killer[:2])
+        assert status == 0, f"{session.items[k].nodeid} fails on the same code"
+        for i, changed in enumerate(self.changed):
+            name = where(self.text, changed)
+            tests = [k for k in order if self.sees(called[k], name)]
+            running[fork(i, changed, tests)] = i
             last = i + 1 == len(self.changed)
             while len(running) == self.workers or (running and last):
                 pid, status = os.wait()
@@ -199,10 +292,14 @@ class Mutation:
                 order.insert(0, k)  # what killed one is likely to kill the next
         return True
 
+    def sees(self, called: set[str], name: str) -> bool:
+        """Whether a test can: what is in no function is run when it is imported."""
+        return name not in self.functions or name in called
+
     def calls(self, item: pytest.Item) -> set[str]:
         """The module's functions that a test calls: what is wrong in the others it
         cannot see."""
-        path, names = str(ROOT / "tinyddpm" / self.module), set()
+        path, names = str(PACKAGE / self.module), set()
 
         def look(frame: FrameType, event: str, arg: object) -> None:
             if event == "call" and frame.f_code.co_filename == path:
@@ -227,8 +324,10 @@ class Mutation:
         progress = f"{self.module}: {self.done} of {len(self.changed)} tried"
         print(f"\r{progress}, {len(self.survived)} left", end="", file=sys.stderr)
 
-    def child(self, i: int, tests: list[tuple[int, pytest.Item, float]]) -> NoReturn:
-        """Runs the tests on mutant i; exits 1 at the first that fails, else 0.
+    def child(
+        self, i: int, text: str, tests: list[tuple[int, pytest.Item, float]]
+    ) -> NoReturn:
+        """Runs the tests on mutant i, this text; exits 1 where one fails, else 0.
 
         2 if it cannot even be imported.
         """
@@ -239,8 +338,8 @@ class Mutation:
         limit = pages * os.sysconf("SC_PAGE_SIZE") + BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         try:
-            name = self.module.removesuffix(".py")
-            become(importlib.import_module(f"tinyddpm.{name}"), self.changed[i])
+            name = self.module.removesuffix(".py").replace("/", ".")
+            become(importlib.import_module(f"tinyddpm.{name}"), text)
         except BaseException:
             os._exit(2)
         try:
@@ -274,14 +373,44 @@ def score(module: str, workers: int) -> bool:
         f"{len(stale)} stale rows; {time.monotonic() - start:.0f} s",
         flush=True,
     )
+    register(module, n, n - len(survived), equivalent)
     return equivalent == len(survived) and not stale
+
+
+def register(module: str, mutants: int, killed: int, equivalent: int) -> None:
+    """Writes a module's score down, with today's date; the rows are in LAWS' order."""
+    kept = json.loads(REGISTRY.read_text()) if REGISTRY.exists() else {}
+    kept[module] = {
+        "mutants": mutants,
+        "killed": killed,
+        "equivalent": equivalent,
+        "date": datetime.date.today().isoformat(),
+    }
+    rows = [f"  {json.dumps(m)}: {json.dumps(kept[m])}" for m in LAWS if m in kept]
+    REGISTRY.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+
+
+def changed_since(revision: str) -> list[str]:
+    """The modules of the paper and of `beyond/` that differ from a git revision."""
+    git = ["git", "diff", "--name-only", "--relative", revision, "--", "."]
+    done = subprocess.run(git, cwd=PACKAGE, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr.strip())
+    names = done.stdout.splitlines()
+    return [m for m in LAWS if m in names and not m.startswith("workshop/")]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", metavar="module", help="of tinyddpm/")
+    parser.add_argument("--changed", metavar="REV", help="those that differ from it")
     parser.add_argument("--workers", type=int, default=1, help="mutants at a time")
     given = parser.parse_args()
+    if unknown := set(given.modules) - set(LAWS):
+        parser.error(f"no such module: {', '.join(sorted(unknown))}")
+    modules = given.modules or list(LAWS)
+    if given.changed is not None:
+        modules = changed_since(given.changed)
     hypothesis.settings.register_profile(
         "mutants",
         derandomize=True,
@@ -293,7 +422,7 @@ def main() -> int:
     )
     os.environ["HYPOTHESIS_PROFILE"] = "mutants"
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    good = [score(module, given.workers) for module in given.modules or LAWS]
+    good = [score(module, given.workers) for module in modules]
     return 0 if all(good) else 1
 
 

@@ -1,11 +1,9 @@
 """Runs tests against a copy of the project in which one file is replaced.
 
-What lives here: the runner behind `mistakes.py` (one wrong line at a time). What does
-not: what is wrong with the line, and the thousands of changes of `mutants.py`.
-
-A trial is a fork of a process that has imported torch, pytest and hypothesis but
-neither tinyddpm nor its tests: it starts at once, imports the changed copy afresh, and
-leaves nothing behind. Needs os.fork (Linux, macOS).
+It tries the patches of `mistakes.py`, one wrong line at a time. A trial is a fork of a
+process that has imported torch, pytest and hypothesis but neither tinyddpm nor its
+tests: it starts at once, imports the changed copy afresh, and leaves nothing behind.
+Needs os.fork (Linux, macOS).
 """
 
 import ast
@@ -61,7 +59,7 @@ def run(trials: Sequence[Trial], workers: int = 2) -> Iterator[tuple[int, Outcom
     assert not any(name.split(".")[0] == "tinyddpm" for name in sys.modules)
     gc.freeze()  # what is imported by now is not garbage: no fork need look again
     with tempfile.TemporaryDirectory() as name:
-        folder, running = Path(name), dict[int, int]()
+        folder, running = Path(name).resolve(), dict[int, int]()
         _copy_project(folder / "clean")
         waiting = list(enumerate(trials))[::-1]
         while waiting or running:
@@ -78,30 +76,38 @@ def run(trials: Sequence[Trial], workers: int = 2) -> Iterator[tuple[int, Outcom
             shutil.rmtree(folder / str(i))
 
 
-def because_of_its_law(error: BaseException) -> bool:
+def because_of_its_law(error: BaseException, copy: Path) -> bool:
     """Whether a test failed as a law fails, not as a program breaks.
 
     That is: an assertion of the test's own (also one of `pytest.raises`, `assert_close`
     or `gradcheck`, called by the test); a ValueError that the package raises itself, at
     its doors; or any error where the law is a refusal, and this is not the one that
-    `pytest.raises` waits for. Whatever else comes out of the package is a crash.
+    `pytest.raises` waits for. Whatever else comes out of the package is a crash. `copy`
+    is where package and tests lie, at any depth.
     """
     if isinstance(error, BaseExceptionGroup):  # hypothesis found several
-        return all(because_of_its_law(e) for e in error.exceptions)
+        return all(because_of_its_law(e, copy) for e in error.exceptions)
     frames = traceback.extract_tb(error.__traceback__)
-    parts = [Path(frame.filename).parent.name for frame in frames]
+    parts = [_part(frame.filename, copy) for frame in frames]
     if type(error) is ValueError and parts[-1] == "tinyddpm":
         return True
-    ours = [part for part in parts if part in PARTS]
+    ours = [part for part in parts if part]
     asserted = AssertionError | pytest.fail.Exception | GradcheckError
     if isinstance(error, asserted) and ours[-1:] == ["tests"]:
         return True
-    return any(map(_refusal_awaited, frames))
+    return any(_refusal_awaited(frame, copy) for frame in frames)
 
 
-def _refusal_awaited(frame: traceback.FrameSummary) -> bool:
+def _part(file: str, copy: Path) -> str:
+    """Which of PARTS a file lies in; "" if in none."""
+    path = Path(file)
+    part = path.relative_to(copy).parts[0] if path.is_relative_to(copy) else ""
+    return part if part in PARTS else ""
+
+
+def _refusal_awaited(frame: traceback.FrameSummary, copy: Path) -> bool:
     """Whether the line is inside `with pytest.raises(...)` of a test."""
-    if Path(frame.filename).parent.name != "tests":
+    if _part(frame.filename, copy) != "tests":
         return False
     for node in ast.walk(ast.parse(Path(frame.filename).read_text())):
         if isinstance(node, ast.With) and "pytest.raises" in ast.unparse(node.items[0]):
@@ -112,17 +118,17 @@ def _refusal_awaited(frame: traceback.FrameSummary) -> bool:
 
 
 class _Watch:
-    """A pytest plugin that keeps the first error."""
+    """A pytest plugin that keeps the first error of tests in `copy`."""
 
-    outcome = Outcome("passes", "")
-    ran = 0
+    def __init__(self, copy: Path) -> None:
+        self.copy, self.outcome, self.ran = copy, Outcome("passes", ""), 0
 
     def pytest_runtest_logreport(self, report):
         self.ran += report.when == "call"
 
     def pytest_exception_interact(self, node, call):
         error = call.excinfo.value
-        law = because_of_its_law(error) and call.when == "call"
+        law = because_of_its_law(error, self.copy) and call.when == "call"
         line = next(iter(str(error).strip().splitlines()), "")
         why = f"{node.nodeid}: {type(error).__name__}: {line}"
         self.outcome = Outcome("law" if law else "crash", why)
@@ -177,7 +183,7 @@ def _pytest(tests: Sequence[str], examples: int) -> Outcome:
     )
     os.environ["HYPOTHESIS_PROFILE"] = "patched"
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    watch = _Watch()
+    watch = _Watch(Path.cwd())
     options = ["-x", "-q", "-m", "", "--assert=plain", "-p", "no:cacheprovider"]
     options += ["-p", "_hypothesis_pytestplugin", "--tb=no", "--no-header"]
     code = pytest.main([*options, *tests], plugins=[watch])

@@ -128,7 +128,7 @@ def test_the_lines_in_order(monkeypatch):
         assert all(map(torch.equal, drawn, expected))
         assert torch.equal(lines.generator.get_state(), replay.get_state())
         rate = ("step", learning_rate(config, step))
-        order = ["x_0", "L_simple", ("clip", 0.25), rate, "zero", "average"]
+        order = ["x_0", "zero", "L_simple", ("clip", 0.25), rate, "average"]
         assert (at_step, lines.log) == (step, order)
         assert torch.equal(loss, L_simple(S, net, *expected).detach())
     assert next(run, None) is None
@@ -218,6 +218,7 @@ def test_seeds_of_neighbours_share_nothing(seed):
     torch's CPU generator reads. False alarm: 100²/2 / 2^32 = 1e-6 an example."""
     found = [random_seed(seed + i, step) for i in range(10) for step in range(10)]
     assert all(0 <= key < 2**63 for key in found)
+    assert max(found) >= 2**62  # the highest bit is 0 in all with probability 2^-100
     assert len({key % 2**32 for key in found}) == 100
 
 
@@ -239,6 +240,37 @@ def test_it_goes_on_where_it_is_told_to():
     assert list(algorithm_1(*rest, first=5)) == losses[4:]
     assert same_weights(net, again)
     assert same_weights(ema.net, its_ema.net)
+
+
+def test_all_is_drawn_where_the_network_is():
+    """t and ε are made on the weights' device, and torch's default, here the one
+    without memory, is not asked."""
+    x_0 = draw(CONFIG.batch, None)
+    nets = [Net(), Net()]
+    _, its_ema = trained(net=nets[0])
+    with torch.device("meta"):
+        _, again = trained(net=nets[1], draw=lambda *_: x_0)
+    assert same_weights(*nets)
+    assert same_weights(its_ema, again)
+
+
+def test_the_first_step_of_a_single_weight():
+    """Any network is trained, also one of a single weight w, ε_θ = w x_t. Adam's first
+    step is as long as the learning rate, and up: ε and x_t are correlated positively.
+    """
+
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+        def forward(self, x_t, t):
+            return self.w * x_t
+
+    config = dataclasses.replace(CONFIG, steps=1, warmup=0, batch=100)
+    net, _ = trained(config, Scale())
+    # Adam's eps of 1e-8 is beside a gradient of more than 1e-3
+    assert float(net.w.detach()) == pytest.approx(config.lr, rel=1e-5)
 
 
 def test_sampling_in_the_middle_changes_nothing_of_the_run():

@@ -217,8 +217,12 @@ def test_a_table_that_is_not_a_row_is_refused(shape):
     ("beta", "first", "last"), [([1e-17, 0.5], 1.0, 0.5), ([0.5] * 1075, 0.5, 0.0)]
 )
 def test_a_schedule_float64_cannot_hold_is_refused(beta, first, last):
-    """ᾱ_1 = 1 (no noise) or ᾱ_T = 0 (no signal) would divide by 0 in eq. 11 and 15."""
-    message = f"cannot hold.+alpha_bar_1 = {first}, alpha_bar_T {last};"
+    """ᾱ_1 = 1 (no noise) or ᾱ_T = 0 (no signal) would divide by 0 in eq. 11 and 15.
+
+    The error says which, and what to do.
+    """
+    ends = f"alpha_bar_1 = {first}, alpha_bar_T = {last}"
+    message = f"cannot hold.+{ends}; choose a larger beta_1 or a smaller T$"
     with pytest.raises(ValueError, match=message):
         Schedule(torch.tensor(beta, dtype=torch.float64))
 
@@ -265,7 +269,7 @@ def test_one_end_point_alone_is_refused(make, ends):
 def test_an_end_point_outside_0_1_is_refused(make, bad, first):
     """As for the table: β_1 and β_T lie inside (0, 1), also where a square hides it."""
     ends = (bad, 0.5) if first else (0.5, bad)
-    message = r"^beta_1 and beta_T must lie inside \(0, 1\), got "
+    message = r"^beta must lie inside \(0, 1\), got "
     with pytest.raises(ValueError, match=message):
         make(50, *(ends if make is not constant_schedule else [bad]))
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from tinyddpm import Schedule, at, interpolate, linear_schedule, q_sample
 
@@ -148,6 +149,24 @@ def test_interpolation_clips_where_it_is_told_to(s, shape, lam, seed, data):
 
     assert float(run(True).abs().max()) <= 1 + RTOL
     assert float(run(False).abs().max()) > 1
+
+
+class Placed(TorchFunctionMode):
+    """Refuses to make a tensor without saying on which device."""
+
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        if f in (torch.full, torch.randn):
+            assert (kwargs or {}).get("device") is not None, f.__name__
+        return f(*args, **(kwargs or {}))
+
+
+def test_all_is_made_where_the_pictures_are():
+    """t and every noise of section 4.4 are made on x_0's device, not on the default."""
+    x_0, g = normal(0, (2, 3)), torch.Generator().manual_seed(0)
+    with Placed():
+        interpolate(linear_schedule(30), some_network, x_0, -x_0, [0.5], 3, g)
+        with pytest.raises(AssertionError, match="full"):
+            torch.full((2,), 3)
 
 
 BAD_LAMBDA = [[-0.01], [1.01], [0.5, 2.0], [math.nan], [[0.5]], 0.5, []]

@@ -1,5 +1,6 @@
 """write_whole: a file appears whole, or nothing changes."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -167,3 +168,34 @@ def test_a_folder_of_that_name_is_not_replaced(tmp_path):
         file.write(b"x")
     assert (tmp_path / "a").is_dir()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", ["EINVAL", "ENOTSUP", "EBADF", "EACCES"])
+def test_a_file_system_that_cannot_flush_folders_will_do(tmp_path, monkeypatch, number):
+    """The name is in place when the folder is flushed: where that cannot be done, as
+    on some shared and network drives, the file is written all the same. Any other
+    error, and any error of the file's own flush, is one."""
+    fsync, code = os.fsync, getattr(errno, number)
+
+    def refuse(of_a_folder, code):
+        def call(opened):
+            if stat.S_ISDIR(os.fstat(opened).st_mode) == of_a_folder:
+                raise OSError(code, os.strerror(code))
+            fsync(opened)
+
+        monkeypatch.setattr("tinyddpm.workshop.files.os.fsync", call)
+
+    def write(content):
+        with write_whole(tmp_path / "a.bin") as file:
+            file.write(content)
+
+    refuse(True, code)
+    write(b"first")
+    assert (tmp_path / "a.bin").read_bytes() == b"first"
+    refuse(True, errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"):
+        write(b"second")
+    refuse(False, code)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        write(b"third")
+    assert (tmp_path / "a.bin").read_bytes() == b"second"

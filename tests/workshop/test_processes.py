@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -72,12 +73,13 @@ def test_two_processes_are_one_to_rounding(tmp_path, micro_batch):
 
 def test_each_process_and_step_has_dropout_masks_of_its_own(monkeypatch):
     """Rank, step and seed each change the masks, and the same three give the same."""
-    drawn = []
+    drawn, own = [], torch.Generator()
     with torch.random.fork_rng([]):
         for rank, step, seed in [(0, 5, 0), (1, 5, 0), (0, 6, 0), (0, 5, 1), (0, 5, 0)]:
             monkeypatch.setattr("tinyddpm.workshop.run.rank", lambda rank=rank: rank)
-            seed_masks(seed, step, torch.device("cpu"))
+            seed_masks(seed, step, torch.device("cpu"), own)
             drawn.append(tuple(torch.rand(3).tolist()))
+            assert drawn[-1] == tuple(torch.rand(3, generator=own).tolist())
     assert len(set(drawn)) == 4
     assert drawn[0] == drawn[4]
 
@@ -243,3 +245,91 @@ def test_a_killed_worker_ends_the_job_with_a_clear_message(tmp_path):
     assert job.returncode != 0
     assert said.count("is there already and is not overwritten") >= 4  # 2 x 2 processes
     assert path.read_bytes() == before
+
+
+def test_a_folder_that_is_not_shared_shows_before_the_first_step(tmp_path):
+    """Neither finds a checkpoint; process 0 writes the first one, and process 1, which
+    does not see it, could not go on from it later: both say so."""
+    paths = [tmp_path / name / "c.pt" for name in ("one", "other")]
+    for error in ends(two(tmp_path, CONFIG, paths)):
+        assert isinstance(error, ValueError)
+        assert "give a folder that all machines share" in str(error)
+    assert load_checkpoint(paths[0]).step == 0
+    assert not paths[1].exists()
+
+
+def start_two_machines(folder, outs, nproc, *more):
+    """Two torchrun agents on this machine, as on two: the same command on each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pictures = folder / "pictures.bin"
+    generator = torch.Generator().manual_seed(0)
+    records = torch.randint(256, (20, 3073), generator=generator)
+    records[:, 0] %= 10
+    pictures.write_bytes(bytes(records.flatten().tolist()))
+    jobs = []
+    for node, out in enumerate(outs):
+        settings = (
+            f"--data {pictures} --out {out} --device cpu --batch 4 --log-every 1 "
+            "--save-every 2 --base 8 --multipliers 1 1 1 --attention 2 --dropout 0 "
+            "--warmup 1 --ema 0.5 --no-bf16 --T 50 --samples 1 --sample-every 40"
+        )
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
+        command += [f"--node-rank={node}", f"--nproc-per-node={nproc}"]
+        command += ["--max-restarts=0", "--master-addr=127.0.0.1"]
+        command += [f"--master-port={port}", "train_cifar.py", *settings.split()]
+        jobs.append(
+            subprocess.Popen(
+                [*command, *more],
+                cwd=Path(__file__).parent.parent.parent,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    said = [finish(job) for job in jobs]
+    return [job.returncode for job in jobs], said
+
+
+@pytest.mark.slow
+def test_two_machines_train_together_in_a_folder_they_share(tmp_path):
+    """Two agents of one process each end with one checkpoint; in folders of their own
+    they are refused before a step; two agents of two processes go on from the first
+    run's file, to the end of one process alone, to rounding (dropout is 0: its masks
+    are each process's own)."""
+    shared = tmp_path / "shared"
+    codes, said = start_two_machines(tmp_path, (shared, shared), 1, "--steps", "2")
+    assert codes == [0, 0], said
+    assert sorted(p.name for p in shared.glob("*.pt")) == ["checkpoint.pt"]
+    assert load_checkpoint(shared / "checkpoint.pt").step == 2
+
+    apart = (tmp_path / "a", tmp_path / "b")
+    codes, said = start_two_machines(tmp_path, apart, 1, "--steps", "2")
+    assert 0 not in codes
+    assert all("give a folder that all machines share" in s for s in said), said
+
+    more = ("--steps", "4", "--resume")
+    codes, said = start_two_machines(tmp_path, (shared, shared), 2, *more)
+    assert codes == [0, 0], said
+    found = load_checkpoint(shared / "checkpoint.pt")
+    assert found.step == 4
+    alone = tmp_path / "alone"
+    settings = {k: v for k, v in found.config.items() if k != "names"}
+    import train_cifar
+
+    train_cifar.main(
+        [
+            *("--data", str(tmp_path / "pictures.bin"), "--out", str(alone)),
+            *("--device", "cpu", "--steps", "4", "--batch", "4", "--log-every", "1"),
+            *("--save-every", "2", "--base", "8", "--multipliers", "1", "1", "1"),
+            *("--attention", "2", "--dropout", "0", "--warmup", "1", "--ema", "0.5"),
+            *("--no-bf16", "--T", "50", "--samples", "1", "--sample-every", "40"),
+        ]
+    )
+    whole = load_checkpoint(alone / "checkpoint.pt")
+    assert settings["batch"] == whole.config["batch"]
+    for name, weight in whole.weights.items():
+        # a step is at most lr = 2e-4 a weight; Adam divides rounding by its own size
+        torch.testing.assert_close(found.weights[name], weight, rtol=0, atol=2e-4)

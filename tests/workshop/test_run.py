@@ -402,14 +402,14 @@ def test_a_network_that_does_not_fit_leaves_nothing_behind(tmp_path):
 def test_pictures_of_another_kind_or_number_are_refused():
     """8-bit pictures, more than asked for, no tuple, or pictures whose size or range
     changes on the way: an error that says what was given and what is expected."""
-    for given, said in (
+    for batch, said in (
         ((torch.zeros((6, *SHAPE), dtype=torch.uint8),), "floating point.+to_float"),
         ((torch.zeros(7, *SHAPE),), "must give tensors of 6 items each, got 7"),
         ((torch.zeros(6, *SHAPE), torch.zeros(5)), "tensors of 6 items each, got 5"),
         (torch.zeros(6, *SHAPE), "got Tensor; a single tensor x_0 is given as"),
         ((), r"must give \(x_0,\) or \(x_0, c\), got tuple"),
     ):
-        wrong = partial(lambda batch, *_: batch, given)
+        wrong = partial(lambda batch, *_: batch, batch)
         with pytest.raises(ValueError, match=said):
             trained(data=wrong)
     drawn = []

@@ -1,6 +1,6 @@
 """The bound of eq. 5 for many pictures: in pieces, and from a sample of the steps t.
 
-With every t it is `bound.bits_per_dim`, asked for in equal pieces. With `draws` steps
+With every t it is `bound.bits_per_dim` in law, in pieces. With `draws` steps
 for each picture it is an unbiased estimate that costs a fraction of the network calls.
 """
 
@@ -18,6 +18,7 @@ from ..sampler import asked, predict_x_0, randn_like
 from ..schedule import Schedule, check_index
 
 
+@torch.no_grad()
 def estimate_bits_per_dim(
     s: Schedule,
     eps_theta: Callable[..., Tensor],

@@ -165,7 +165,7 @@ def rebuild(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"the weights of this checkpoint are not those of {name}(**{arguments}), "
-            f"which it says they are: {error}"
+            f"which it says they are: {' '.join(str(error).split())}"
         ) from error
     return net.eval()
 

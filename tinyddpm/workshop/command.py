@@ -1,10 +1,11 @@
-"""python -m tinyddpm: train, sample, interpolate, bound, info, doctor.
+"""python -m tinyddpm: train, sample, interpolate, bound, export, info, doctor.
 
     python -m tinyddpm train PATH                  # Algorithm 1 on your own pictures
     python -m tinyddpm sample CHECKPOINT           # Algorithm 2, to out/sample.png
     python -m tinyddpm sample CHECKPOINT --sampler ddim --steps 50 --out samples.npz
     python -m tinyddpm interpolate CHECKPOINT --data PATH --first 0 --second 1
     python -m tinyddpm bound CHECKPOINT --data PATH --pictures 64 --draws 50
+    python -m tinyddpm export CHECKPOINT --out folder/   # a U-Net for diffusers
     python -m tinyddpm info CHECKPOINT             # what a checkpoint holds
     python -m tinyddpm doctor                      # what this machine is fast in
 
@@ -23,6 +24,7 @@ from torch import Generator, Tensor, nn
 from ..beyond.estimate import estimate_bits_per_dim
 from ..beyond.gradients import gradient_images
 from ..beyond.guidance import guided
+from ..beyond.pretrained import unet_to_diffusers
 from ..bound import rate_distortion
 from ..data import to_float, to_uint8
 from ..sampler import interpolate
@@ -44,6 +46,19 @@ from .report import save_rate_distortion_plot, table
 from .settings import Renamed, pick_device
 
 WEIGHTS = {"ema": ("ema", "EMA weights"), "raw": ("weights", "raw weights")}
+EXPORT = """Writes the U-Net of a checkpoint as a folder that diffusers opens.
+
+Pictures for a public FID tool are what `sample` writes; the usual protocol, which the
+paper follows, is 50,000 pictures of the EMA weights against the training set:
+
+    python -m tinyddpm sample CHECKPOINT --pictures 50000 --out samples.npz
+
+samples.npz has one array of 8-bit pictures (N, H, W, channels), arr_0, as the
+evaluator of guided-diffusion reads it; --out samples/ gives a folder of PNG files, as
+torch-fidelity and clean-fid read it. Make the reference statistics with the same tool,
+from the training pictures at the network's own size: a FID against the test set, of
+fewer pictures or by another tool is another number.
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         return _run("train", lambda: train(argv[1:]))
     args = _flags().parse_args(argv)
     commands = {"sample": _sample, "interpolate": _interpolate, "bound": _bound}
-    commands |= {"info": _info, "doctor": _doctor}
+    commands |= {"export": _export, "info": _info, "doctor": _doctor}
     return _run(args.command, lambda: commands[args.command](args))
 
 
@@ -68,7 +83,7 @@ def _run(command: str, work: Callable[[], None]) -> int:
         return _fail(command, named)
     except ModuleNotFoundError as error:
         return _fail(command, f"{error}; install the extra [scripts], see README")
-    except (ValueError, FloatingPointError) as error:
+    except (ImportError, ValueError, FloatingPointError) as error:
         return _fail(command, error)
     except KeyboardInterrupt:
         print(f"\ntinyddpm {command}: interrupted", file=sys.stderr)
@@ -92,17 +107,18 @@ def _flags() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    both = argparse.ArgumentParser(add_help=False)
-    both.add_argument("checkpoint", help="written by a training script")
-    both.add_argument("--weights", choices=list(WEIGHTS), default="ema")
-    both.add_argument(
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("checkpoint", help="written by a training script")
+    model.add_argument("--weights", choices=list(WEIGHTS), default="ema")
+    model.add_argument(
         "--sigma2",
         choices=["beta", "beta_tilde", "fixedlarge"],
         default="beta",
         help="σ_t²; fixedlarge is β_t but β̃_2 in eq. 13, as in the authors' code",
     )
-    both.add_argument("--clip-x-0", action="store_true", help="clamp x̂_0 to [-1, 1]")
-    both.add_argument("--clip", action=Renamed, new="--clip-x-0")
+    model.add_argument("--clip-x-0", action="store_true", help="clamp x̂_0 to [-1, 1]")
+    model.add_argument("--clip", action=Renamed, new="--clip-x-0")
+    both = argparse.ArgumentParser(add_help=False, parents=[model])
     both.add_argument("--seed", type=int, default=0, help="of all randomness")
     both.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -145,6 +161,15 @@ def _flags() -> argparse.ArgumentParser:
     )
     of.add_argument("--chunk", type=int, default=128, help="pictures a network call")
     of.add_argument("--plot", help="write rate and distortion (figure 5) to this PNG")
+
+    of = commands.add_parser(
+        "export",
+        parents=[model],
+        help="a U-Net as a folder for diffusers; its --help has a recipe for FID",
+        description=EXPORT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    of.add_argument("--out", required=True, help="the folder, which is not there yet")
 
     of = commands.add_parser("info", help="what a checkpoint holds")
     of.add_argument("checkpoint")
@@ -241,6 +266,23 @@ def _of_class(
         known = ", ".join(names) or f"0..{number - 1}"
         raise ValueError(f"the classes are {known}, got {args.of_class!r}")
     return guided(net, c, args.guidance)
+
+
+def _export(args: argparse.Namespace) -> None:
+    checkpoint = load_checkpoint(args.checkpoint)
+    kept, name = WEIGHTS[args.weights]
+    s, net = Schedule(checkpoint.beta), rebuild(checkpoint, kept)
+    _, H, W = checkpoint.shape
+    unet_to_diffusers(net, args.out, s, (H, W), args.sigma2, args.clip_x_0)
+    print(f"{args.checkpoint}: {name} after step {checkpoint.step:,}, written to")
+    for file in sorted(Path(args.out).rglob("*.*")):
+        print(f"  {file}, {file.stat().st_size:,} bytes")
+    print(
+        f"Open it, and draw a picture by Algorithm 2, with diffusers:\n"
+        f"  from diffusers import DDPMPipeline; "
+        f"pipeline = DDPMPipeline.from_pretrained({args.out!r})\n"
+        f'  pipeline(num_inference_steps={s.T}).images[0].save("sample.png")'
+    )
 
 
 def _info(args: argparse.Namespace) -> None:

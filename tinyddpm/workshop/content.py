@@ -20,6 +20,7 @@ KINDS: dict[str, Any] = {
     "data": str | None,
 }
 MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False}
 
 
 def refuse_content(path: Path, saved: Any, size: int) -> None:
@@ -69,14 +70,20 @@ def _problems(saved: Any, size: int) -> Iterator[str]:
 
 def _problems_of_tensors(saved: dict[str, Any], size: int) -> Iterator[str]:
     beta = saved["beta"]
-    if beta.dtype != torch.float64 or beta.ndim != 1 or not _lies_in(beta, size):
+    row = beta.dtype == torch.float64 and beta.ndim == 1 and len(beta) > 0
+    if not row or not _lies_in(beta, size):
         yield f"its beta is {_named(beta)}"
+        return
+    if beta.device.type != "meta" and not bool(((beta > 0) & (beta < 1)).all()):
+        yield "its beta does not lie between 0 and 1"
     told = saved["told"]
     if told.dtype != torch.float64 or told.ndim != 2 or told.shape[1] != 13:
         yield f"its told is {_named(told)}"
     for name in ("weights", "ema"):
         for key, value in saved[name].items():
-            if not isinstance(value, Tensor) or not _lies_in(value, size):
+            fits = isinstance(value, Tensor) and _lies_in(value, size)
+            # a network that is not ours may have buffers of whole numbers
+            if not fits or not (saved["network"] is None or value.is_floating_point()):
                 yield f"its {name}[{key!r}] is {_named(value)}"
     theta, average = saved["weights"], saved["ema"]
     if theta.keys() != average.keys():
@@ -93,17 +100,25 @@ def _problems_of_adam(saved: dict[str, Any]) -> Iterator[str]:
     if set(adam) != {"state", "param_groups"} or not isinstance(state, dict):
         yield "its optimiser is not Adam's state"
         return
-    if not isinstance(groups, list) or not all(isinstance(g, dict) for g in groups):
-        yield "its optimiser has no groups of parameters"
+    if not (
+        isinstance(groups, list)
+        and all(
+            isinstance(g, dict) and isinstance(g.get("params"), list) for g in groups
+        )
+        and all(g.get(name) == value for g in groups for name, value in ADAM.items())
+    ):
+        yield f"its optimiser's groups are not those of Adam with {ADAM}"
         return
+    shapes = iter([x.shape for x in saved["weights"].values()])
     for key, kept in state.items():
         fits = (
             isinstance(kept, dict)
             and {"step", *MOMENTS} <= kept.keys()
             and all(isinstance(x, Tensor) for x in kept.values())
             and all(kept[m].is_floating_point() for m in MOMENTS)
+            and kept["exp_avg"].shape == kept["exp_avg_sq"].shape
         )
-        if not fits:
+        if not fits or kept["exp_avg"].shape not in shapes:  # in the weights' order
             yield f"its optimiser has no moments of parameter {key}"
             return
     if saved["step"] > 0 and not state:

@@ -1,5 +1,6 @@
 """What ends a run before its time: a signal, too little memory, a process that died."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -30,7 +31,8 @@ def signals(on: bool) -> Iterator[list[int]]:
     def note(number: int, _: Any) -> None:
         name = signal.Signals(number).name
         if rank() == 0:  # not print: it may have been interrupted itself
-            os.write(2, f"\n{name}: finishing the step and saving\n".encode())
+            with contextlib.suppress(OSError):  # nobody may be there to read it
+                os.write(2, f"\n{name}: finishing the step and saving\n".encode())
         caught.append(number)
         if world() == 1:
             restore()

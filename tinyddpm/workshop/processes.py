@@ -27,7 +27,14 @@ def join(device: torch.device, checkpoint: Path) -> tuple[torch.device, bool]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return device, False
     machines = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
-    if machines > 1 and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        raise ValueError(
+            "torchrun is to restart the processes by itself, but without a store of "
+            "its own it forgets whose the checkpoint is; unset "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE, or give --max-restarts=0"
+        )
+    if restarts and machines > 1:
         raise ValueError(
             f"torchrun started {machines} machines and is to restart them by itself, "
             f"which works on one machine only; give --max-restarts=0, and after a "
@@ -50,14 +57,23 @@ def join(device: torch.device, checkpoint: Path) -> tuple[torch.device, bool]:
     found = checkpoint.exists()
     at_first = store.compare_set("checkpoint", "", "found" if found else "none")
     # and so do the addresses of the dead
-    restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        store=PrefixStore(f"attempt {restarts}", store),
+        store=PrefixStore(f"attempt {attempt}", store),
         rank=number,
         world_size=count,
     )
     return device, found and at_first == b"none"
+
+
+def refuse_several() -> None:
+    """ValueError where torchrun started a script that trains in one process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "torchrun started several processes, but this script trains in one; "
+            "train_cifar.py is the one for torchrun"
+        )
 
 
 def rank() -> int:

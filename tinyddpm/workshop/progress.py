@@ -76,7 +76,8 @@ class Progress:
         self.began = self.spoke = time.perf_counter()
         # no thread of tqdm's own: it would outlive a fork, and a bar needs none
         tqdm.monitor_interval = 0
-        self.bar = tqdm(total=config.steps, unit="step", disable=None, mininterval=0.5)
+        quiet = True if sys.stderr is None else None  # None: where it is no terminal
+        self.bar = tqdm(total=config.steps, unit="step", disable=quiet, mininterval=0.5)
 
     def __call__(self, r: Record) -> None:
         self.figures["losses"] = [

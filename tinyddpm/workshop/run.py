@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.optim import Adam
 
 from ..data import Draw
@@ -23,7 +23,7 @@ from .files import only_run
 from .interrupts import signals, trouble_explained
 from .processes import parts, rank, world
 from .settings import TrainConfig
-from .speed import faster, unwrapped
+from .speed import FastDropout, faster, unwrapped
 from .state import Record, State, tell
 
 
@@ -61,12 +61,12 @@ def fit(
     """
     plain, B = unwrapped(net), config.batch
     device = next(plain.parameters()).device
-    s, ema = s.to(device), EMA(plain, config.ema)
-    optimiser = Adam(plain.parameters(), config.lr, fused=True)
-    shares = parts(B, config.micro_batch)
+    s, shares = s.to(device), parts(B, config.micro_batch)
     eps_theta = faster(
         net, config.bf16, config.channels_last, config.compile, dist.is_initialized()
     )
+    ema = EMA(plain, config.ema)  # after the weights have their order in memory
+    optimiser = Adam(plain.parameters(), config.lr, fused=True)
     with (
         rng_left_alone(device),
         trouble_explained(B, config.micro_batch),
@@ -85,17 +85,21 @@ def fit(
         state = State(s, plain, ema.net, optimiser, config, data, checkpoint)
         state.begin(resume, log)
         eps_theta.train()
+        masks = Generator()
+        for module in eps_theta.modules():
+            if isinstance(module, FastDropout):
+                module.generator = masks
         for step, _ in algorithm_1(
             *(s, eps_theta, data, config, ema, optimiser),
             first=state.step + 1,
-            gradient=in_pieces(shares, state, device),
+            gradient=in_pieces(shares, state, device, masks),
         ):
             state.end_of_step(step, log, caught)
     return ema.net
 
 
 def in_pieces(
-    shares: list[slice], state: State, device: torch.device
+    shares: list[slice], state: State, device: torch.device, masks: Generator
 ) -> Callable[..., Tensor]:
     """`train.gradient` of this process's share of the batch, piece by piece.
 
@@ -113,25 +117,31 @@ def in_pieces(
             return answers[-1]
 
         step, total = state.step + 1, torch.zeros((), device=device)
-        seed_masks(state.config.seed, step, device)
+        seed_masks(state.config.seed, step, device, masks)
         for i in shares:
             loss = L_simple(s, eps_theta, x_0[i], t[i], eps[i], *(y[i] for y in c))
             loss = loss * (len(t[i]) * world() / len(t))
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             eps_hat = answers.pop().detach()
-            state.note(step, t[i], (eps[i] - eps_hat).square().flatten(1).mean(1))
+            state.note(
+                step,
+                t[i],
+                (eps[i] - eps_hat).square().reshape(len(eps_hat), -1).mean(1),
+            )
         return total
 
     return gradient
 
 
-def seed_masks(seed: int, step: int, device: torch.device) -> None:
-    """Seeds torch's own generator, which dropout masks come from, for one step.
+def seed_masks(seed: int, step: int, device: torch.device, own: Generator) -> None:
+    """Seeds what dropout masks come from for one step: torch's generator, and `own`,
+    which `FastDropout` has on a CPU, so that other threads change nothing there.
 
     All processes draw the same batch, but each its own masks, for other pictures.
     """
     masks = random_seed(seed, step, rank())
+    own.manual_seed(masks)
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(masks)

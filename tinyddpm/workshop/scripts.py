@@ -1,7 +1,6 @@
 """What the scripts that train a U-Net on pictures share: settings, flags, samples."""
 
 import argparse
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,11 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from .checkpoint import load_checkpoint
+from .drawing import out_of_range
 from .interrupts import out_of_memory
 from .machine import choose_precision
+from .processes import refuse_several
 from .settings import TrainConfig, flags, from_flags
 from .speed import faster
 from .state import tell
@@ -87,11 +88,8 @@ def command_line(
         switches: further flags and their help; --resume is always one.
         together: whether the script can be started by torchrun.
     """
-    if not together and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "torchrun started several processes, but this script trains in one; "
-            "train_cifar.py is the one for torchrun"
-        )
+    if not together:
+        refuse_several()
     asked = [preset for flag, preset in presets.items() if flag in argv]
     parser = flags(asked[0] if asked else config, description or "")
     for flag in presets:
@@ -140,3 +138,10 @@ def sampling(c: PictureConfig, ema: nn.Module) -> Iterator[tuple[nn.Module, Gene
             f"out of memory while drawing samples; lower --samples, now {c.samples}, "
             f"and go on with --resume. PyTorch said: {error}"
         ) from error
+
+
+def say_out_of_range(x_0: Tensor) -> None:
+    """Tells of samples (B, C, H, W) that left [-1, 1], since a grid clamps them."""
+    beyond = x_0.abs().flatten(1).amax(1) - 1
+    if outside := int((beyond > 0.5).sum()):
+        tell(out_of_range(outside, len(x_0), float(beyond.max())))

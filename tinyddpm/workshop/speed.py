@@ -3,8 +3,6 @@
 `faster` gives a twin of a network that shares its weights and does the same, sooner.
 """
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,20 +24,24 @@ def unwrapped(net: nn.Module) -> nn.Module:
 def fast_layers(net: nn.Module) -> nn.Module:
     """A twin of the network that shares its weights, with faster layers in it.
 
-    The twin's parameters, buffers and all else that its modules hold are the network's
-    own: training the one trains the other. Its training flags are its own, and in place
-    of each `Upsample` and `nn.Dropout` it has a module that equals it.
+    The twin's parameters and buffers are the network's own: training the one trains the
+    other. Other attributes and its training flags are copied. In place of each plain
+    `Upsample` and `nn.Dropout` it has a module that equals it.
     """
     twins: dict[nn.Module, nn.Module] = {}
 
     def twin(module: nn.Module) -> nn.Module:
         if module not in twins:
-            made = copy.copy(module)
+            made = object.__new__(type(module))  # copying asks modules that refuse it
+            made.__dict__ = dict(module.__dict__)
             children = module._modules.items()
-            made._modules = {name: child and twin(child) for name, child in children}
-            if type(made) is Upsample:
+            made._modules = {
+                name: None if child is None else twin(child) for name, child in children
+            }
+            hooked = made._forward_hooks or made._forward_pre_hooks
+            if type(made) is Upsample and not hooked:
                 made = FastUpsample(made)
-            elif type(made) is nn.Dropout:
+            elif type(made) is nn.Dropout and not (made.inplace or hooked):
                 made = FastDropout(made.p)
             made.training = module.training
             twins[module] = made
@@ -60,8 +62,8 @@ def faster(
     Args:
         net: the network; one that is compiled or wrapped already is unwrapped first.
         bf16: whether matrix products are in bfloat16; None as `casts` decides.
-        channels_last: the order of the weights in memory; None leaves it (`UNet` has
-            its channels last).
+        channels_last: whether the weights have their channels last in memory; None
+            leaves them.
         compiled: by torch.compile; None does so on a GPU. On a CPU compiling takes
             minutes and was not seen to pay.
         together: whether several processes train it: their gradients are then averaged
@@ -115,7 +117,10 @@ class FastDropout(nn.Dropout):
 
     There torch tosses one coin after the other on one core, a twelfth of a training
     step's time. So p, and with it the scale 1/(1-p), is rounded to a multiple of 2⁻¹⁶.
+    There the masks can come from a generator of their own: torch's is every thread's.
     """
+
+    generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -124,7 +129,8 @@ class FastDropout(nn.Dropout):
         if not (slow and self.training and drop < 2**16):
             return super().forward(x)
         n = x.numel()
-        coins = torch.empty(-(-n // 4), dtype=torch.long).random_(-(2**63), None)
+        coins = torch.empty(-(-n // 4), dtype=torch.long)
+        coins.random_(-(2**63), None, generator=self.generator)
         keep = torch.empty_like(x)  # 1 or 0, as x lies in memory
         coins = coins.view(torch.int16)[:n].as_strided(x.shape, keep.stride())
         torch.ge(coins, drop - 2**15, out=keep)

@@ -1,5 +1,6 @@
 """The state of a run of Algorithm 1: what is kept, resumed, looked at and told."""
 
+import contextlib
 import dataclasses
 import shutil
 import sys
@@ -247,6 +248,7 @@ class State:
 
 
 def tell(what: str) -> None:
-    """Prints a line to stderr, in process 0."""
+    """A line on stderr, from process 0; a run goes on if nobody can read it."""
     if rank() == 0:
-        print(what, file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+            print(what, file=sys.stderr)

@@ -29,7 +29,14 @@ from .datasets import Pictures, hold_out, padded, read_pictures
 from .pictures import grid, save_png
 from .progress import Progress
 from .run import fit
-from .scripts import SHORT, PictureConfig, command_line, sampling, settled
+from .scripts import (
+    SHORT,
+    PictureConfig,
+    command_line,
+    sampling,
+    say_out_of_range,
+    settled,
+)
 from .settings import pick_device
 
 
@@ -122,4 +129,5 @@ def save_grid(
             of_class = partial(net, c=of.repeat_interleave(columns))
             size = (columns * (none + 1), *shape)
             x_0 = sample(s, of_class, size, generator, clip_x_0=c.clip_x_0)
+    say_out_of_range(x_0)
     save_png(Path(c.out) / "grid.png", grid(to_uint8(x_0), columns))
