@@ -281,7 +281,7 @@ def test_the_page_on_the_five_texts_names_laws_that_exist():
     page = (EXAMPLES.parent / "docs" / "five-texts.md").read_text(encoding="utf-8")
     for name, file in re.findall(r"\[(test_\w+)\]\(\.\./(tests/[\w/]+\.py)\)", page):
         assert f"def {name}(" in (EXAMPLES.parent / file).read_text(encoding="utf-8")
-    named = re.findall(r"([MP]\d+b?): \[(test_\w+)\]\(\.\./tests/\w+/(\w+\.py)\)", page)
+    named = re.findall(r"([MP]\d+b?): \[(test_\w+)\]\(\.\./tests/([\w/]+\.py)\)", page)
     dies_of = {m.name.split(",")[0]: m.test for m in MISTAKES}
     for mistake, name, file in named:  # an entry of prose names no test of its own
         assert dies_of[mistake] in ("", f"{file}::{name}")

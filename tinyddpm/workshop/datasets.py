@@ -130,7 +130,8 @@ def _read(
             return _read(file, size, channels, split)
     if size is None:
         raise ValueError(
-            f"{path} is taken for a folder of photos, which need a size: --size H W"
+            f"{path} looks like a folder of photos; give the size to shrink them to, "
+            f"--size H W"
         )
     images, found, folders = read_image_folder(path, size, channels)
     return (images, found, folders) if len(folders) > 1 else (images, None, [])
