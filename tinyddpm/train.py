@@ -99,9 +99,9 @@ class EMA:
             of_ema.copy_(of_net)
 
 
-def gradient(*batch: Any) -> Tensor:
-    """∇_θ L_simple(s, ε_θ, x_0, t, ε), added to each p.grad; returns L_simple."""
-    loss = L_simple(*batch)
+def gradient(*batch: Any, share: float = 1.0) -> Tensor:
+    """Adds share · ∇_θ L_simple(s, ε_θ, x_0, t, ε) to each p.grad; returns the loss."""
+    loss = share * L_simple(*batch)
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach()
 

@@ -170,9 +170,7 @@ def test_bad_settings_end_with_a_sentence_and_no_files(tmp_path, arguments, mess
 def test_a_folder_that_cannot_be_written_shows_before_training(tmp_path, monkeypatch):
     """A file where the folder should be: an error with its name, no gradient step."""
     (tmp_path / "file").write_text("here")
-    monkeypatch.setattr(
-        "tinyddpm.workshop.run.L_simple", lambda *_: pytest.fail("began")
-    )
+    monkeypatch.setattr("tinyddpm.train.L_simple", lambda *_: pytest.fail("began"))
     with pytest.raises(OSError, match=r"cannot write|could not be written"):
         script.main([*TINY, "--out", str(tmp_path / "file" / "out")])
     assert (tmp_path / "file").read_text() == "here"

@@ -1,8 +1,8 @@
 """An arithmetic coder: symbols of known probability to bits, and back.
 
-What lives here: the exact coder that `coding.py` writes its messages with. A message is
-a number in [0, 1), written in binary: each symbol narrows the interval that the number
-lies in by the symbol's probability. What does not: where probabilities come from.
+`random_coding.py` writes its messages with it. A message is a number in [0, 1), written
+in binary: each symbol narrows the interval that the number lies in by the symbol's
+probability.
 
 The interval is held exactly, as Python's whole numbers: no carries, no renormalisation,
 and time that grows with the square of the number of symbols (a few thousand is fine).

@@ -1,9 +1,8 @@
 """Another block and another attention for `UNet(block=..., attention=...)`.
 
-What lives here: a ConvNeXt block (Liu et al. 2022, arXiv 2201.03545), and linear
-attention (Shen et al. 2018, arXiv 1812.01243), whose cost grows with the number of
-pixels and not with its square. What does not: anything of the DDPM paper, whose block
-and attention are in `unet.py`.
+They are a ConvNeXt block (Liu et al. 2022, arXiv 2201.03545), and linear attention
+(Shen et al. 2018, arXiv 1812.01243), whose cost grows with the number of pixels and not
+with its square. The DDPM paper's own block and attention are in `unet.py`.
 """
 
 import torch

@@ -1,8 +1,7 @@
 """Two numbers on the 256 levels, seen through Gaussian noise: the toy's exact sums.
 
-What lives here: the posterior of a gradient's two colours by a sum over all 256 x 256
-pairs of levels, and a quadrature over what may be seen. What does not: pictures, and
-what these sums are for (`oracle.py`).
+The posterior of a gradient's two colours is a sum over all 256 x 256 pairs of levels,
+and a quadrature averages it over what may be seen; `oracle.py` needs both.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Exact noise predictors for data whose law is known, and the least L_simple there is.
 
-What lives here: ε* for Gaussian data, a finite data set and the toy's gradients, each
-an `eps_theta` (x_t, t) -> eps_hat like any other, and the floors no network can get
-below. What does not: the data themselves (`data.py`).
+They are ε* for Gaussian data, a finite data set and the toy's gradients, each an
+`eps_theta` (x_t, t) -> eps_hat like any other, with the floors that no network can get
+below.
 
 Eq. 14 is least, at every t, for ε*(x_t, t) = E[ε|x_t], by eq. 4
 ε* = (x_t - √ᾱ_t E[x_0|x_t]) / √(1-ᾱ_t). What it leaves is the floor of L_simple at t,

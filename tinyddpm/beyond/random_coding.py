@@ -37,7 +37,7 @@ KINDS = 24  # a step's KL is rounded up to 2^(kind - 6) bits, kind = 0..23
 
 
 class RandomSender:
-    """The `coding.Sender` of Algorithm 3."""
+    """The coder that Algorithm 3, `coding.send`, takes."""
 
     def __init__(self, seed: int = 0) -> None:
         self.writer, self.race = Writer(), Race(seed)
@@ -61,7 +61,7 @@ class RandomSender:
 
 
 class RandomReceiver:
-    """The `coding.Receiver` of Algorithm 4, for a message of `RandomSender`."""
+    """The coder that Algorithm 4, `coding.receive`, takes, for a `RandomSender`."""
 
     def __init__(self, message: bytes, seed: int = 0) -> None:
         self.reader, self.race = Reader(message), Race(seed)

@@ -17,7 +17,7 @@ from torch.optim import Adam
 
 from ..data import Draw
 from ..schedule import Schedule
-from ..train import EMA, L_simple, algorithm_1, random_seed
+from ..train import EMA, algorithm_1, gradient, random_seed
 from .draws import CheckedDraw
 from .files import only_run
 from .interrupts import signals, trouble_explained
@@ -107,7 +107,7 @@ def in_pieces(
     each picture is kept for `State`.
     """
 
-    def gradient(
+    def in_shares(
         s: Schedule, net: nn.Module, x_0: Tensor, t: Tensor, eps: Tensor, *c: Tensor
     ) -> Tensor:
         answers: list[Tensor] = []
@@ -119,10 +119,9 @@ def in_pieces(
         step, total = state.step + 1, torch.zeros((), device=device)
         seed_masks(state.config.seed, step, device, masks)
         for i in shares:
-            loss = L_simple(s, eps_theta, x_0[i], t[i], eps[i], *(y[i] for y in c))
-            loss = loss * (len(t[i]) * world() / len(t))
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+            share = len(t[i]) * world() / len(t)
+            batch = x_0[i], t[i], eps[i], *(y[i] for y in c)
+            total += gradient(s, eps_theta, *batch, share=share)
             eps_hat = answers.pop().detach()
             state.note(
                 step,
@@ -131,7 +130,7 @@ def in_pieces(
             )
         return total
 
-    return gradient
+    return in_shares
 
 
 def seed_masks(seed: int, step: int, device: torch.device, own: Generator) -> None:
