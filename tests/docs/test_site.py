@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from exercises.table import EXERCISES
+
 from ..mutation.mistakes import MISTAKES
 from . import formulas
 
@@ -152,3 +154,10 @@ def test_the_command_of_the_readme_is_that_of_conf():
     assert "sphinx-build -W docs docs/_site" in first
     extras = (ROOT / "setup.cfg").read_text(encoding="utf-8")
     assert "\ndocs =\n" in extras
+
+
+def test_each_exercise_stands_at_its_equation():
+    """The reading page names the check of every exercise once."""
+    page = (DOCS / "paper.md").read_text(encoding="utf-8")
+    named = re.findall(r"`python -m exercises check (\w+)`", page)
+    assert sorted(named) == sorted(exercise.name for exercise in EXERCISES)
