@@ -175,7 +175,7 @@ def _end_points(
 ) -> tuple[int, float, float]:
     """T and the given end points, or the paper's 1e-4 and 0.02 scaled by 1000 / T.
 
-    ᾱ_T is about exp(-T (β_1 + β_T) / 2), so that T steps then add the same noise.
+    To first order in β, ᾱ_T is exp(-T (β_1 + β_T) / 2): T steps add the same noise.
     """
     if not hasattr(T, "__index__") or operator.index(T) < 1:
         raise ValueError(f"T must be a whole number of steps >= 1, got {T!r}")
