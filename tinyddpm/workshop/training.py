@@ -19,6 +19,7 @@ The presets are defaults, which any flag beside them changes:
     256      appendix B's network and rates for 256x256: days on several GPUs
 """
 
+import argparse
 import math
 from dataclasses import dataclass, replace
 from functools import partial
@@ -107,13 +108,11 @@ def main(argv: list[str]) -> None:
         argv = ["--data", *argv]
     c, args = flags(argv)
     device, s, out = pick_device(c.device), linear_schedule(c.T), Path(c.out)
-    c = settled(c, device, args.resume)
     if args.download:
         DOWNLOADS[args.download](c.data)
     images, labels, classes = read(c)
     _, C, H, W = images.shape
-    if C not in (1, 3):
-        raise ValueError(f"a grid shows pictures with 1 or 3 channels, got {C}")
+    c = settled(c, device, args.resume)
     of = f", in classes {', '.join(classes)}" if classes else ""
     print(f"{len(images):,} pictures {C}x{H}x{W}{of}")
     c = c if c.names else replace(c, names=tuple(classes))
@@ -139,25 +138,23 @@ def main(argv: list[str]) -> None:
     print(f"samples: {out / 'grid.png'}")
 
 
-def flags(argv: list[str]) -> tuple[Config, Any]:
+def flags(argv: list[str]) -> tuple[Config, argparse.Namespace]:
     """The settings that `argv` asks for, and the flags beside them.
 
     A resumed run has its checkpoint's number of steps, unless it is given another.
     """
-    given = {flag.partition("=")[0] for flag in argv}
-    asked = [
-        flag.partition("=")[2] or value
-        for flag, value in zip(argv, [*argv[1:], ""], strict=True)
-        if flag.partition("=")[0] == "--preset"
-    ]
-    preset = PRESETS.get(asked[-1] if asked else "small", SMALL)
+    first = argparse.ArgumentParser(PROG, add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="small")  # its choices are checked below
+    first.add_argument("--steps")
+    asked, _ = first.parse_known_args(argv)
+    preset = PRESETS.get(asked.preset, SMALL)
     c, args = command_line(argv, __doc__, preset, {}, MORE, prog=PROG)
     if args.minutes is not None:
         if not 0 < args.minutes < math.inf:
             raise ValueError(f"--minutes must be above 0, got {args.minutes:g}")
-        if "--steps" in given:
+        if asked.steps is not None:
             raise ValueError("give --steps or --minutes, which chooses them, not both")
-    if args.resume and "--steps" not in given:
+    if args.resume and asked.steps is None:
         c = replace(c, steps=kept_steps(c) or c.steps)
     return c, args
 
