@@ -94,7 +94,8 @@ def command_line(
         refuse_several()
     asked = [preset for flag, preset in presets.items() if flag in argv]
     parser = flags(asked[0] if asked else config, description or "")
-    parser.prog = prog or parser.prog
+    if prog:
+        parser.prog, parser.usage = prog, "%(prog)s PATH [flags]"
     for flag in presets:
         parser.add_argument(flag, action="store_true", help="other defaults, see above")
     parser.add_argument("--resume", action="store_true", help="go on from --out")

@@ -132,6 +132,7 @@ def flags(config: Any, description: str) -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(
         description=description,
+        usage="%(prog)s [flags]",  # all of them would hide an error's own line
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -90,7 +90,7 @@ LARGE = Config(  # App. B for CelebA-HQ; LSUN's runs have 1.2 and 2.4 million st
     steps=500_000, batch=64, lr=2e-5, flip=True, samples=16,
 )  # fmt: skip
 PRESETS = {"small": SMALL, "photos": PHOTOS, "paper": PAPER, "256": LARGE}
-PROG = "python -m tinyddpm train PATH"
+PROG = "python -m tinyddpm train"
 DOWNLOADS = {"fashion-mnist": download_fashion_mnist, "cifar-10": download_cifar10}
 MORE: dict[str, dict[str, Any]] = {
     "--preset": {"choices": list(PRESETS), "default": "small", "help": "see above"},
@@ -143,7 +143,7 @@ def flags(argv: list[str]) -> tuple[Config, argparse.Namespace]:
 
     A resumed run has its checkpoint's number of steps, unless it is given another.
     """
-    first = argparse.ArgumentParser(PROG, add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(PROG, "%(prog)s PATH [flags]", add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="small")  # its choices are checked below
     first.add_argument("--steps")
     asked, _ = first.parse_known_args(argv)
