@@ -17,6 +17,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -112,7 +113,12 @@ def _flags() -> argparse.ArgumentParser:
     )
     model = argparse.ArgumentParser(add_help=False)
     model.add_argument("checkpoint", help="written by a training script")
-    model.add_argument("--weights", choices=list(WEIGHTS), default="ema")
+    model.add_argument(
+        "--weights",
+        choices=list(WEIGHTS),
+        default="ema",
+        help="ema is their moving average, raw is what Algorithm 1 left",
+    )
     model.add_argument(
         "--sigma2",
         choices=["beta", "beta_tilde", "fixedlarge"],
@@ -136,13 +142,25 @@ def _flags() -> argparse.ArgumentParser:
         "train", help="Algorithm 1 on your own pictures; train --help has its flags"
     )
 
-    of = commands.add_parser("sample", parents=[both], help="pictures, by Algorithm 2")
+    def add(name: str, parent: argparse.ArgumentParser, text: str) -> Any:
+        of = commands.add_parser(name, parents=[parent], help=text)
+        of.description = f"{text[0].upper()}{text[1:]}."
+        return of
+
+    of = add("sample", both, "pictures, by Algorithm 2 or in fewer steps")
     of.add_argument("--pictures", type=int, default=64, help="how many")
     of.add_argument("--batch", type=int, default=64, help="pictures at a time")
-    of.add_argument("--sampler", choices=["ddpm", "ddim"], default="ddpm")
-    of.add_argument("--steps", type=int, help="of the T steps; all if not given")
+    of.add_argument(
+        "--sampler",
+        choices=["ddpm", "ddim"],
+        default="ddpm",
+        help="ddpm is Algorithm 2, ddim Song et al. 2020",
+    )
+    of.add_argument("--steps", type=int, help="of the T steps; if not given, all")
     of.add_argument("--eta", type=float, default=0.0, help="ddim's noise, 0 to 1")
-    of.add_argument("--class", dest="of_class", help="its name or number, from 0")
+    of.add_argument(
+        "--class", dest="of_class", metavar="CLASS", help="its name or number, from 0"
+    )
     of.add_argument(
         "--guidance", type=float, default=0.0, help="w of (1+w) ε(x,t,c) - w ε(x,t)"
     )
@@ -152,39 +170,36 @@ def _flags() -> argparse.ArgumentParser:
         help="grid.png, chain.gif, samples.npz, or a folder/",
     )
 
-    of = commands.add_parser(
-        "interpolate", parents=[both], help="section 4.4, to a PNG"
-    )
+    of = add("interpolate", both, "section 4.4: from one picture to another, to a PNG")
     of.add_argument("--data", required=True, help="where the two pictures are")
     of.add_argument("--first", type=int, default=0, help="the one at λ = 0, from 0")
     of.add_argument("--second", type=int, default=1, help="the one at λ = 1")
-    of.add_argument("--t", type=int, help="the step to mix at; T/2 if not given")
+    of.add_argument("--t", type=int, help="the step to mix at; if not given, T/2")
     of.add_argument("--steps", type=int, default=9, help="how many λ from 0 to 1")
-    of.add_argument("--out", default="out/interpolate.png")
+    of.add_argument("--out", default="out/interpolate.png", help="a .png file")
 
-    of = commands.add_parser("bound", parents=[both], help="eq. 5 in bits/dim")
+    of = add("bound", both, "eq. 5, the bound on -log p of pictures, in bits/dim")
     of.add_argument("--data", required=True, help="the pictures to charge for")
     of.add_argument("--pictures", type=int, default=64, help="how many, drawn by seed")
     of.add_argument(
-        "--draws", type=int, help="t for each picture; every t if not given"
+        "--draws", type=int, help="t for each picture; if not given, every t"
     )
     of.add_argument("--chunk", type=int, default=128, help="pictures a network call")
     of.add_argument("--plot", help="write rate and distortion (figure 5) to this PNG")
 
-    of = commands.add_parser(
-        "export",
-        parents=[model],
-        help="a U-Net as a folder for diffusers; its --help has a recipe for FID",
-        description=EXPORT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    of = add("export", model, "a U-Net for diffusers; its --help has a recipe for FID")
+    of.description, of.formatter_class = EXPORT, argparse.RawDescriptionHelpFormatter
     of.add_argument("--out", required=True, help="the folder, which is not there yet")
 
     of = commands.add_parser("info", help="what a checkpoint holds")
-    of.add_argument("checkpoint")
+    of.add_argument("checkpoint", help="written by a training script")
 
     of = commands.add_parser("doctor", help="this machine: rates, steps, advice")
     of.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    every = {action for of in commands.choices.values() for action in of._actions}
+    for action in every:  # parents lend theirs to several commands
+        if not any(action.default is x for x in (None, False, argparse.SUPPRESS)):
+            action.help = f"{action.help}; default: {action.default}"
     return parser
 
 

@@ -143,7 +143,9 @@ def flags(argv: list[str]) -> tuple[Config, argparse.Namespace]:
 
     A resumed run has its checkpoint's number of steps, unless it is given another.
     """
-    first = argparse.ArgumentParser(PROG, "%(prog)s PATH [flags]", add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(
+        PROG, "%(prog)s PATH [flags]", add_help=False, allow_abbrev=False
+    )
     first.add_argument("--preset", default="small")  # its choices are checked below
     first.add_argument("--steps")
     asked, _ = first.parse_known_args(argv)
