@@ -297,9 +297,8 @@ def test_a_download_goes_to_the_path_before_it_is_read(name, tmp_path, monkeypat
 
 REFUSED = {
     "no IDX file": ("{}/junk", "begins with 68656c6c, expected"),
-    "no such file": ("{}/x.npy", r"x\.npy: No such file"),
+    "no such file": ("{}/x.npy", r"there is no .*x\.npy; give the PATH"),
     "no npy": ("{}/junk/photo.npy", r"is no \.npy file"),
-    "no folder": ("{}/x", "x: No such file or directory"),
     "no size": ("{}/ok", "give the size to shrink them to, --size H W"),
     "no picture": (
         "{}/photos --size 8 8",
@@ -312,7 +311,8 @@ REFUSED = {
     "held out": ("{}/ok --size 8 8 --held-out -1", "held_out must be at least 0"),
     "both": ("{}/ok --minutes 1 --steps 3", "give --steps or --minutes"),
     "no time": ("{}/ok --minutes 0", "--minutes must be above 0, got 0"),
-    "no labels": ("{}/x.npy --labels {}/c.npy", "No such file"),
+    "no labels": ("{}/v.npy --labels {}/c.npy", r"c\.npy: No such file"),
+    "no network": ("{}/v.npy --attention 9", r"attention_levels some of \[0, 1, 2\]"),
     "channels": ("{}/five.npy", r"\(N, H, W, C\) with C = 1 or 3"),
 }
 
@@ -327,6 +327,7 @@ def test_bad_input_ends_in_a_sentence(case, tmp_path, capfd):
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / "photos" / name).write_bytes(b"hello")
     Image.new("RGB", (9, 7)).save(tmp_path / "ok" / "photo.png")
+    np.save(tmp_path / "v.npy", np.zeros((2, 8, 8, 3), np.uint8))
     np.save(tmp_path / "five.npy", np.zeros((2, 8, 8, 5), np.uint8))
     flags, says = REFUSED[case]
     out = tmp_path / "out"

@@ -112,19 +112,14 @@ def main(argv: list[str]) -> None:
         DOWNLOADS[args.download](c.data)
     images, labels, classes = read(c)
     _, C, H, W = images.shape
-    c = settled(c, device, args.resume)
     of = f", in classes {', '.join(classes)}" if classes else ""
     print(f"{len(images):,} pictures {C}x{H}x{W}{of}")
     c = c if c.names else replace(c, names=tuple(classes))
     none = len(classes) if c.classes and labels is not None else None
     draw = drawer_of(c, images, labels, none, device)
-    torch.manual_seed(c.seed)
-    net = UNet(
-        C, c.base, c.multipliers, c.attention, c.dropout, none,
-        block=ConvNeXtBlock if c.convnext else ResBlock,
-        attention=LinearAttention if c.linear else SelfAttention,
-    ).to(device)  # fmt: skip
-    if args.minutes is not None and not (args.resume and kept_steps(c) is not None):
+    net = network(c, C, none).to(device)
+    c = settled(c, device, args.resume)
+    if args.minutes is not None and kept_steps(c) is None:
         seconds = seconds_a_step(s, net, draw, c)
         c = replace(c, steps=steps_in(args.minutes, seconds))
         print(
@@ -180,7 +175,13 @@ def steps_in(minutes: float, seconds: float) -> int:
 def read(c: Config) -> Pictures:
     """The pictures to train on, with black around them where the network needs it."""
     size = (c.size[0], c.size[1]) if c.size else None
-    found = read_pictures(c.data, c.labels, size, 1 if c.grey else 3)
+    try:
+        found = read_pictures(c.data, c.labels, size, 1 if c.grey else 3)
+    except FileNotFoundError as error:
+        if error.filename != c.data:
+            raise
+        where = "give the PATH of your pictures, before all flags"
+        raise FileNotFoundError(f"there is no {c.data}; {where}") from error
     factor = 2 ** (len(c.multipliers) - 1)
     H, W = (-(-n // factor) * factor for n in found.images.shape[2:])
     if tuple(found.images.shape[2:]) != (H, W):
@@ -205,6 +206,16 @@ def drawer_of(
         return drawer(images.to(device), None, c.flip)
     draw = drawer(images.to(device), labels.to(device), c.flip)
     return sometimes_without_class(draw, none)
+
+
+def network(c: Config, channels: int, none: int | None) -> UNet:
+    """The U-Net, as the seed makes it, with classes if `none` is their number."""
+    torch.manual_seed(c.seed)
+    return UNet(
+        channels, c.base, c.multipliers, c.attention, c.dropout, none,
+        block=ConvNeXtBlock if c.convnext else ResBlock,
+        attention=LinearAttention if c.linear else SelfAttention,
+    )  # fmt: skip
 
 
 def save_grid(
