@@ -72,7 +72,8 @@ def main(argv: list[str]) -> None:
     white = torch.ones_like(rows[:, :, :1])
     row = torch.cat([rows, white], 2).flatten(1, 2)[:, :-1]
     path = Path(args.out) / "guidance.png"
-    save_png(path, grid(to_uint8(row).flatten(0, 1), row.shape[1]))
+    scale = max(1, 48 // max(kept.shape[1:]))
+    save_png(path, grid(to_uint8(row).flatten(0, 1), row.shape[1], scale))
     print(f"a row for each class: {path}")
 
 

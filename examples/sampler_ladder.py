@@ -180,7 +180,11 @@ def of_a_checkpoint(args: argparse.Namespace) -> list[dict[str, Any]]:
     print(f"{'sampler':16}" + "".join(f"{head:>17}" for head in heads))
     rungs = []
     for (name, draw, _), steps in rungs_of(STEPS, s.T):
-        g, parts, began = Generator(device).manual_seed(args.seed), [], time.time()
+        g, parts, began = (
+            Generator(device).manual_seed(args.seed),
+            [],
+            time.perf_counter(),
+        )
         for i in torch.arange(n, device=device).split(args.chunk):
             of_class = (
                 eps_theta if classes is None else partial(eps_theta, c=classes[i])
@@ -188,7 +192,7 @@ def of_a_checkpoint(args: argparse.Namespace) -> list[dict[str, Any]]:
             shape = (len(i), *checkpoint.shape)
             x_0 = draw(s, of_class, steps, shape, g, args.clip_x_0)
             parts.append(to_uint8(x_0))
-        seconds = time.time() - began
+        seconds = time.perf_counter() - began
         found = score.compare(torch.cat(parts), held, seen, n)
         mean, floor = (sum(x) / len(x) for x in (found["samples"], found["real"]))
         print(f"{name:16}{steps:17}{mean:17.3f}{mean / floor:17.2f}{seconds:17.1f}")

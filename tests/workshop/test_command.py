@@ -259,6 +259,15 @@ def test_wrong_data_end_in_a_sentence(
     assert not plot.exists()
 
 
+def test_a_folder_of_mnist_without_its_test_set_is_no_folder_of_photos(
+    checkpoint, tmp_path, capfd
+):
+    """`bound` asks for the test set; where it is not there, it says what is."""
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"")
+    assert run("bound", checkpoint, "--data", tmp_path) == 2
+    refused(capfd, r"holds no t10k-images-idx3-ubyte.*train-images-idx3-ubyte\.gz in")
+
+
 def refused(capfd, message):
     error = capfd.readouterr().err.strip()
     assert error.count("\n") == 0

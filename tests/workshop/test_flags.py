@@ -354,6 +354,8 @@ SCRIPTS = {
             "--linear": {"UNet.attention": "LinearAttention"},
             "--minutes 0.5": {
                 "config.steps": 30,
+                "config.ema": 1 - 8 / 30,
+                "config.warmup": 1,
                 "seconds_a_step.s": 250,
                 "seconds_a_step.seconds": 4.0,
                 "seconds_a_step.net": "net",

@@ -187,14 +187,16 @@ def iter_of(each: float):
 def test_minutes_choose_the_steps_and_change_nothing_else(
     sprites, tmp_path, monkeypatch, capsys
 ):
-    """3 steps of a second are --minutes 0.05: the run is bit for bit that of --steps 3,
-    the checkpoint keeps their number, and --resume goes on with it unasked.
+    """3 steps of a second are --minutes 0.05: the run is bit for bit that of --steps 3
+    with the ema and warm-up of so few, the checkpoint keeps them, and --resume goes on
+    with them unasked.
     """
     timed(monkeypatch, 1.0)
     more = [*TINY[2:], "--log-every", "1", "--save-every", "1"]
     chosen, given = tmp_path / "chosen", tmp_path / "given"
     training.main([*sprites, *more, "--minutes", "0.05", "--out", str(chosen)])
     assert "about 1 s a step here: 3 steps in 0.05 minutes" in capsys.readouterr().out
+    more += ["--ema", "0", "--warmup", "0"]
     training.main([*sprites, *more, "--steps", "3", "--out", str(given)])
     one, other = (load_checkpoint(f / "checkpoint.pt") for f in (chosen, given))
     assert one.config == other.config | {"out": str(chosen)}
@@ -203,7 +205,7 @@ def test_minutes_choose_the_steps_and_change_nothing_else(
         assert torch.equal(weight, other.weights[name])
         assert torch.equal(one.ema[name], other.ema[name])
     monkeypatch.setattr(training, "seconds_a_step", lambda *_: pytest.fail("timed"))
-    again = [*sprites, *more, "--out", str(chosen), "--resume"]
+    again = [*sprites, *more[:-4], "--out", str(chosen), "--resume"]
     for flags in ([], ["--minutes", "9"]):
         training.main([*again, *flags])
         assert load_checkpoint(chosen / "checkpoint.pt").config["steps"] == 3
@@ -226,6 +228,20 @@ def test_what_a_step_takes_is_the_median_after_a_warm_up(monkeypatch):
 def test_steps_fit_into_the_minutes(minutes, seconds, steps):
     """The greatest number of them, but one at least; beyond 99, cut to two digits."""
     assert training.steps_in(minutes, seconds) == steps
+
+
+def test_minutes_choose_what_is_not_given():
+    """The average is over an eighth of the steps, the warm-up a twentieth at most."""
+    for flags, found in (
+        ([], {"steps": 800, "ema": 0.99, "warmup": 40}),
+        (["--ema", "0.5"], {"steps": 800, "warmup": 40}),
+        (["--ema", "0.5", "--warmup=7"], {"steps": 800}),
+    ):
+        c, args = training.flags(["--minutes", "1", *flags])
+        assert training.chosen(c, args, 800) == found
+    c, args = training.flags(["--minutes", "1"])
+    many = training.chosen(c, args, 10**6)
+    assert many == {"steps": 10**6, "ema": 0.9995, "warmup": c.warmup}
 
 
 def test_one_in_ten_is_learned_without_its_class(sprites, monkeypatch, tmp_path):

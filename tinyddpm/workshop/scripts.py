@@ -55,15 +55,14 @@ class PictureConfig(TrainConfig):
             )
 
 
-# Minutes on two cores in place of hours on a GPU. Each script adds what its data ask.
+# Minutes on two cores in place of hours on a GPU. Each preset adds what its data ask.
 SHORT: dict[str, Any] = {
     "T": 250,  # a sample takes as many calls of the network
     "base": 32,
     "dropout": 0.0,  # too short a run to overfit
-    "lr": 1e-3,  # a narrow network bears more than App. B's 2e-4,
-    "lr_end": 5e-5,  # and settles where the rate falls
-    "warmup": 50,
-    "ema": 0.99,  # an average over about 100 steps, not 10,000
+    "lr": 1.5e-3,  # a narrow network bears more than App. B's 2e-4,
+    "lr_end": 2e-5,  # and settles where the rate falls
+    "warmup": 100,
     "log_every": 20,
     "save_every": 200,
     "clip_x_0": True,  # not in Algorithm 2: else many samples run away to one colour

@@ -77,13 +77,26 @@ class Config(PictureConfig):
             raise ValueError(f"held_out must be at least 0, got {self.held_out}")
 
 
-SMALL = Config(**SHORT, steps=2000, batch=16, multipliers=(1, 2, 2), attention=(2,))
+def ema_of(steps: int) -> float:
+    """The decay for a short run: an average over about an eighth of its steps."""
+    return max(0.0, min(1 - 8 / steps, 0.9995))
+
+
+SMALL = Config(
+    **SHORT,
+    steps=2000,
+    ema=ema_of(2000),
+    batch=16,
+    multipliers=(1, 2, 2),
+    attention=(2,),
+)
 # Time goes with pixels: most channels, and attention, where there are few of them.
-# So narrow a network bears twice the rate.
+# So narrow a network bears a higher rate.
 NARROW = {"base": 16, "multipliers": (1, 2, 4, 4), "attention": (3,), "lr": 2e-3}
 PHOTOS = Config(
-    **SHORT | NARROW, steps=1200, batch=8, size=(64, 64), flip=True, samples=24
-)
+    **SHORT | NARROW, steps=1200, ema=ema_of(1200), batch=8,
+    size=(64, 64), flip=True, samples=24,
+)  # fmt: skip
 PAPER = Config(flip=True)
 LARGE = Config(  # App. B for CelebA-HQ; LSUN's runs have 1.2 and 2.4 million steps
     size=(256, 256), multipliers=(1, 1, 2, 2, 4, 4), attention=(4,), dropout=0.0,
@@ -91,12 +104,14 @@ LARGE = Config(  # App. B for CelebA-HQ; LSUN's runs have 1.2 and 2.4 million st
 )  # fmt: skip
 PRESETS = {"small": SMALL, "photos": PHOTOS, "paper": PAPER, "256": LARGE}
 PROG = "python -m tinyddpm train"
+CHOSEN = ("steps", "ema", "warmup")  # by --minutes
 DOWNLOADS = {"fashion-mnist": download_fashion_mnist, "cifar-10": download_cifar10}
 MORE: dict[str, dict[str, Any]] = {
     "--preset": {"choices": list(PRESETS), "default": "small", "help": "see above"},
     "--minutes": {
         "type": float,
-        "help": "in place of --steps: as many as take so long on this machine",
+        "help": "in place of --steps: as many as take so long on this machine, and an "
+        "ema and a warmup that fit",
     },
     "--download": {"choices": list(DOWNLOADS), "help": "fetch it first, into PATH"},
 }
@@ -112,19 +127,19 @@ def main(argv: list[str]) -> None:
         DOWNLOADS[args.download](c.data)
     images, labels, classes = read(c)
     _, C, H, W = images.shape
-    of = f", in classes {', '.join(classes)}" if classes else ""
+    of = f", in classes {', '.join(classes)}" if c.classes and classes else ""
     print(f"{len(images):,} pictures {C}x{H}x{W}{of}")
     c = c if c.names else replace(c, names=tuple(classes))
     none = len(classes) if c.classes and labels is not None else None
     draw = drawer_of(c, images, labels, none, device)
     net = network(c, C, none).to(device)
     c = settled(c, device, args.resume)
-    if args.minutes is not None and kept_steps(c) is None:
+    if args.minutes is not None and not kept(c):
         seconds = seconds_a_step(s, net, draw, c)
-        c = replace(c, steps=steps_in(args.minutes, seconds))
+        c = replace(c, **chosen(c, args, steps_in(args.minutes, seconds)))
         print(
-            f"about {seconds:.2g} s a step here: {c.steps:,} steps in "
-            f"{args.minutes:g} minutes"
+            f"about {seconds:.2g} s a step here: {c.steps:,} "
+            f"step{'s' * (c.steps > 1)} in {args.minutes:g} minutes"
         )
     progress = Progress(out, c, net, calls=(c.T, c.samples))
     ema = fit(s, net, draw, c, progress, out / "checkpoint.pt", args.resume)
@@ -136,33 +151,42 @@ def main(argv: list[str]) -> None:
 def flags(argv: list[str]) -> tuple[Config, argparse.Namespace]:
     """The settings that `argv` asks for, and the flags beside them.
 
-    A resumed run has its checkpoint's number of steps, unless it is given another.
+    What --minutes chooses, a resumed run has as its checkpoint has it, unless it is
+    given here.
     """
     first = argparse.ArgumentParser(
         PROG, "%(prog)s PATH [flags]", add_help=False, allow_abbrev=False
     )
-    first.add_argument("--preset", default="small")  # its choices are checked below
-    first.add_argument("--steps")
+    for name in ("preset", *CHOSEN):
+        first.add_argument(f"--{name}")  # read again, and checked, below
     asked, _ = first.parse_known_args(argv)
-    preset = PRESETS.get(asked.preset, SMALL)
+    preset = PRESETS.get(asked.preset or "small", SMALL)
     c, args = command_line(argv, __doc__, preset, {}, MORE, prog=PROG)
+    args.left = [name for name in CHOSEN if getattr(asked, name) is None]
     if args.minutes is not None:
         if not 0 < args.minutes < math.inf:
             raise ValueError(f"--minutes must be above 0, got {args.minutes:g}")
-        if asked.steps is not None:
+        if "steps" not in args.left:
             raise ValueError("give --steps or --minutes, which chooses them, not both")
-    if args.resume and asked.steps is None:
-        c = replace(c, steps=kept_steps(c) or c.steps)
+    if args.resume:
+        c = replace(c, **{k: v for k, v in kept(c).items() if k in args.left})
     return c, args
 
 
-def kept_steps(c: Config) -> int | None:
-    """The number of steps of the run in --out; None where there is none."""
+def kept(c: Config) -> dict[str, Any]:
+    """The settings of the run in --out; none where there is no run."""
     path = Path(c.out) / "checkpoint.pt"
-    if not path.exists():
-        return None
-    steps = load_checkpoint(path).config.get("steps")
-    return steps if isinstance(steps, int) else None
+    return load_checkpoint(path).config if path.exists() else {}
+
+
+def chosen(c: Config, args: argparse.Namespace, steps: int) -> dict[str, Any]:
+    """The settings that go with a number of steps, but for those that are given."""
+    settings = {
+        "steps": steps,
+        "ema": ema_of(steps),
+        "warmup": min(c.warmup, steps // 20),
+    }
+    return {name: settings[name] for name in args.left}
 
 
 def steps_in(minutes: float, seconds: float) -> int:
