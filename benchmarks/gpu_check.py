@@ -168,7 +168,7 @@ def laws(check: Check) -> None:
         "eq. 13, L_0": (L_0, [x_0, x_0 + 0.01 * eps]),
         "eq. 13, log_decoder": (
             lambda s, v, mean: log_decoder(v, mean, 1e-4),
-            [level, x_0 + 0.01 * eps],
+            [level.double(), x_0 + 0.01 * eps],
         ),
         "eq. 12, weight": (weight, [t]),
     }
