@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tinyddpm import linear_schedule
+from tinyddpm.beyond.convnext import ConvNeXtBlock, LinearAttention
 from tinyddpm.mlp import MLP
 from tinyddpm.schedule import Schedule
-from tinyddpm.unet import UNet
+from tinyddpm.unet import ResBlock, UNet
 from tinyddpm.workshop.checkpoint import (
     Checkpoint,
     description,
@@ -215,6 +216,8 @@ def test_networks_made_of_other_libraries_numbers_come_back(tmp_path):
             np.int64(2), np.int32(8), np.array([1, 2]), {np.int64(1)}, np.float32(0.5)
         ),
         UNet(2, 8, [1, 2], [1], 0.5, num_classes=np.int64(3)),
+        UNet(2, 8, [1, 2], [1], block=ConvNeXtBlock),
+        UNet(2, 8, [1, 2], [1], attention=LinearAttention),
         MLP((np.int64(2), 4, 4), np.int64(8), np.int64(1), np.int64(8)),
     ]
     for net in nets:
@@ -225,11 +228,14 @@ def test_networks_made_of_other_libraries_numbers_come_back(tmp_path):
         again = rebuild(found)
         assert description(again) == kept
         assert same_state(again, net)
+        assert [type(m) for m in again.modules()] == [type(m) for m in net.modules()]
     nets[0].dropout = "much"
     with pytest.raises(
         ValueError, match="UNet's dropout must be of type float, got 'm"
     ):
         description(nets[0])
+    nets[1].middle1.__class__ = type("ResBlock", (ResBlock,), {})  # by name alone
+    assert description(nets[1]) is None
 
 
 def of_network(net):

@@ -182,7 +182,7 @@ def unet_to_diffusers(
     Args:
         net: a `UNet` of the paper's blocks, without classes, for 1 or 3 channels, whose
             multipliers begin with 1 and whose norms all have as many groups, which are
-            32 if `base` is a multiple of 64.
+            32 if `base` is a multiple of 32 and at least 64.
         folder: which is not there yet, or is empty. It appears whole or not at all.
         s: the schedule the network was trained for.
         size: (H, W) of the pictures.
@@ -377,8 +377,9 @@ def _groups(net: UNet) -> int:
     if len(groups) > 1:
         raise ValueError(
             f"the norms have {sorted(groups)} groups for base {net.base} and "
-            f"multipliers {net.multipliers}, where a UNet2DModel has one number for "
-            f"all; they are all 32 if base is a multiple of 64"
+            f"multipliers {net.multipliers}, and a UNet2DModel has one number for all "
+            f"of them, so none can be this network; they are all 32 in one whose base "
+            f"is 64, or another multiple of 32 above it"
         )
     return groups.pop()
 
@@ -421,7 +422,7 @@ def _exportable(net: nn.Module, size: tuple[int, int]) -> UNet:
     if net.num_classes is not None:
         raise ValueError(
             f"this UNet has {net.num_classes} classes, and DDPMPipeline asks for none; "
-            f"export a network without classes"
+            f"export one that was trained without classes"
         )
     if others:
         raise ValueError(f"a UNet2DModel cannot have these parts: {', '.join(others)}")

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from ..beyond.convnext import ConvNeXtBlock, LinearAttention
 from ..mlp import MLP
 from ..unet import ResBlock, SelfAttention, UNet
 from .content import refuse_content
@@ -36,6 +37,15 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # of their constructors, as they are k
         "num_classes": int | None,
     },
 }
+# A UNet's further arguments, which are kept by name where they are not the paper's.
+PARTS: dict[str, dict[str, type[nn.Module]]] = {
+    "block": {"ResBlock": ResBlock, "ConvNeXtBlock": ConvNeXtBlock},
+    "attention": {
+        "SelfAttention": SelfAttention,
+        "LinearAttention": LinearAttention,
+    },
+}
+THE_PAPERS = ("ResBlock", "SelfAttention")
 
 
 @dataclass(frozen=True)
@@ -153,16 +163,17 @@ def rebuild(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
     if checkpoint.network is None:
         raise ValueError(
             "this checkpoint does not say how its network is made: that is known of an "
-            "MLP, and of a UNet with the paper's blocks and attention; make the "
+            "MLP, and of a UNet with blocks and attention of tinyddpm; make the "
             "network in Python and load `checkpoint.ema` into it"
         )
     name, arguments = checkpoint.network
     if name not in CLASSES:
         raise ValueError(f"networks to rebuild are {sorted(CLASSES)}, not {name!r}")
     try:
-        net = CLASSES[name](**arguments)
+        parts = {n: PARTS[n][arguments[n]] for n in PARTS.keys() & arguments.keys()}
+        net = CLASSES[name](**(arguments | parts))
         net.load_state_dict(getattr(checkpoint, weights))
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"the weights of this checkpoint are not those of {name}(**{arguments}), "
             f"which it says they are: {' '.join(str(error).split())}"
@@ -173,17 +184,19 @@ def rebuild(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
 def description(net: nn.Module) -> tuple[str, dict[str, Any]] | None:
     """What `Checkpoint.network` keeps: the class and its constructor's arguments.
 
-    None for a class that is not ours, and for a U-Net of other blocks than the paper's.
+    None for a class that is not ours, and for a U-Net of blocks that are not ours.
     """
+    name, parts = type(net).__name__, {}
     if type(net) is UNet:
-        parts = type(net.middle1), type(net.middle_attention)
-        if parts != (ResBlock, SelfAttention):
+        found = {"block": type(net.middle1), "attention": type(net.middle_attention)}
+        parts = {n: part.__name__ for n, part in found.items()}
+        if any(PARTS[n].get(parts[n]) is not part for n, part in found.items()):
             return None
     elif type(net) is not MLP:
         return None
-    name = type(net).__name__
     kinds = ARGUMENTS[name].items()
-    return name, {n: plain(f"{name}'s {n}", kind, getattr(net, n)) for n, kind in kinds}
+    kept = {n: plain(f"{name}'s {n}", kind, getattr(net, n)) for n, kind in kinds}
+    return name, kept | {n: x for n, x in parts.items() if x not in THE_PAPERS}
 
 
 def refuse_another_run(

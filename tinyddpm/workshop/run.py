@@ -6,8 +6,13 @@ processes stay the same. On a GPU no deterministic kernels are asked for: a sum 
 round otherwise each time, and the difference grows with the steps.
 """
 
+import copy
+import dataclasses
+import statistics
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -96,6 +101,35 @@ def fit(
         ):
             state.end_of_step(step, log, caught)
     return ema.net
+
+
+class TimeIsUpError(Exception):
+    """Ends the steps that are only timed."""
+
+
+def seconds_a_step(
+    s: Schedule, net: nn.Module, draw: Draw, config: TrainConfig, seconds: float = 4.0
+) -> float:
+    """What a step of `fit` takes on this machine: the median of some, after a warm-up.
+
+    They are steps of the run itself, for `seconds` or until there are three, but of a
+    copy of the network: the run that follows is the one that would have been.
+
+    Args: as in `fit`.
+    """
+    ends = [time.perf_counter()]
+
+    def look(_: Record) -> None:
+        ends.append(time.perf_counter())
+        if len(ends) > 5 and ends[-1] - ends[2] > seconds:
+            raise TimeIsUpError
+
+    timed = dataclasses.replace(
+        config, steps=200, log_every=1, save_every=1, warmup=0, ema=0.0
+    )
+    with suppress(TimeIsUpError):
+        fit(s, copy.deepcopy(unwrapped(net)), draw, timed, look)
+    return statistics.median(end - start for start, end in pairwise(ends[2:]))
 
 
 def in_pieces(

@@ -93,6 +93,7 @@ class InBfloat16(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.num_classes = getattr(net, "num_classes", None)  # guidance asks for it
         self.train(net.training)
 
     def forward(self, x: Tensor, *others: Tensor, **named: Tensor) -> Tensor:
