@@ -1,0 +1,340 @@
+"""Laws about the laws: what is held by one law of `tests/paper` alone.
+
+    pip install --no-deps mutmut==3.8.1 libcst==1.9.0
+    python -m tests.mutation.laws          # writes ALONE.md
+
+Each published mistake of `mistakes.py` in the paper's rooms is put into the code, and
+the tests that call what is wrong are run until two have failed by their law. Where two
+do, no assertion of either is needed for it, and no tolerance. Where only one does, its
+assertions are removed one at a time, and its tolerances made ten times as wide one at a
+time: what it then lets pass, that line holds alone.
+"""
+
+import ast
+import gc
+import importlib
+import mmap
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import CodeType, FrameType
+
+import hypothesis
+import pytest
+from _pytest.runner import runtestprotocol
+
+from .mistakes import MISTAKES, Mistake, patched_text
+from .mutants import BYTES, HERE, PACKAGE, ROOT, SECONDS, TESTS, TIMES, become, where
+from .patched import _Watch
+
+TABLE = HERE / "ALONE.md"
+EXAMPLES = 15  # hypothesis' examples for each law
+TOLERANCES = {"rtol", "atol", "abs", "rel"}  # keyword arguments that are one
+CAUGHT, CRASHED, NOT_IN_PLACE = 1, 3, 2  # exit statuses
+
+
+def compares(call: ast.Call) -> bool:
+    """Whether it is a function that asserts something: assert_close, agree."""
+    name = ast.unparse(call.func).rpartition(".")[2]
+    return name.startswith("assert_") or name == "agree"
+
+
+def assertions(function: ast.FunctionDef) -> Iterator[tuple[str, ast.stmt]]:
+    """(what it says, the statement) of each assertion."""
+    for node in ast.walk(function):
+        called = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+        if isinstance(node, ast.Assert):
+            yield ast.unparse(node.test), node
+        elif called and compares(node.value):
+            yield ast.unparse(node), node
+        elif isinstance(node, ast.With) and "raises(" in ast.unparse(node.items[0]):
+            yield f"with {ast.unparse(node.items[0])}", node
+
+
+def tolerances(function: ast.FunctionDef) -> Iterator[tuple[str, ast.expr]]:
+    """(what it says, the expression) of each tolerance."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.keyword) and node.arg in TOLERANCES:
+            yield f"{node.arg}={ast.unparse(node.value)}", node.value
+        elif isinstance(node, ast.Call) and compares(node) and len(node.args) == 3:
+            yield ast.unparse(node.args[2]), node.args[2]
+        elif (
+            isinstance(node, ast.Compare)
+            and len(node.ops) == 1
+            and isinstance(node.ops[0], ast.Lt | ast.LtE)
+            and "abs(" in ast.unparse(node.left)
+        ):
+            yield ast.unparse(node), node.comparators[0]
+
+
+class Edit(ast.NodeTransformer):
+    """Removes one assertion, or makes one tolerance ten times as wide."""
+
+    def __init__(self, target: ast.AST) -> None:
+        self.target = target
+
+    def visit(self, node: ast.AST) -> ast.AST | list[ast.stmt]:
+        if node is not self.target:
+            return self.generic_visit(node)
+        if isinstance(node, ast.With):  # what it waits for may come, or not
+            node.items = [ast.withitem(ast.parse("suppress(Exception)").body[0].value)]
+            imported = ast.parse("from contextlib import suppress").body
+            return [*imported, node]
+        if isinstance(node, ast.stmt):
+            return ast.Pass()
+        return ast.BinOp(node, ast.Mult(), ast.Constant(10))
+
+
+def edits(path: Path, name: str) -> list[tuple[str, str, CodeType]]:
+    """(kind, what the line says, the function's code without it) for a test."""
+    text = path.read_text()
+    found = []
+    for kind, of in (("assertion", assertions), ("tolerance", tolerances)):
+        for i, (says, _) in enumerate(of(function_of(ast.parse(text), name))):
+            tree = ast.parse(text)
+            target = list(of(function_of(tree, name)))[i][1]
+            changed = ast.fix_missing_locations(Edit(target).visit(tree))
+            code = compile(changed, str(path), "exec")
+            own = next(
+                c
+                for c in code.co_consts
+                if isinstance(c, CodeType) and c.co_name == name
+            )
+            found.append((kind, says, own))
+    return found
+
+
+def function_of(tree: ast.Module, name: str) -> ast.FunctionDef:
+    found = (f for f in tree.body if isinstance(f, ast.FunctionDef))
+    return next(f for f in found if f.name == name)
+
+
+def counted(path: Path) -> tuple[int, int]:
+    """How many assertions and tolerances the tests of a module have."""
+    tests = [
+        f
+        for f in ast.parse(path.read_text()).body
+        if isinstance(f, ast.FunctionDef) and f.name.startswith("test_")
+    ]
+    return (
+        sum(len(list(assertions(f))) for f in tests),
+        sum(len(list(tolerances(f))) for f in tests),
+    )
+
+
+class Laws:
+    """A pytest plugin: instead of the tests once, what each mistake makes fail."""
+
+    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+        self.mistakes = mistakes
+        self.found = mmap.mmap(-1, 2)
+        self.alone: list[tuple[Mistake, str, list[tuple[str, str]]]] = []
+        self.uncaught: list[str] = []
+        self.not_tried: list[str] = []
+        self.twice: list[str] = []
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self.laws: dict[str, list[pytest.Item]] = {}
+        for item in session.items:
+            self.laws.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        self.names = list(self.laws)
+        self.cost, self.called = {}, {}
+        for name in self.names:
+            start = time.process_time()
+            self.called[name] = self.calls(name)
+            self.cost[name] = time.process_time() - start
+        gc.freeze()
+        for i, mistake in enumerate(self.mistakes):
+            self.look_at(mistake)
+            told = f"{i + 1} of {len(self.mistakes)} mistakes, {len(self.alone)} alone"
+            print(f"\r{told}, {time.process_time():.0f} s", end="", file=sys.stderr)
+        return True
+
+    def calls(self, name: str) -> set[tuple[str, str]]:
+        """(file, function) of the package that a law calls."""
+        seen, package = set(), f"{PACKAGE}/"
+
+        def look(frame: FrameType, event: str, arg: object) -> None:
+            path = frame.f_code.co_filename
+            if event == "call" and path.startswith(package):
+                of = frame.f_code.co_qualname.replace(".<locals>", "")
+                seen.add((path.removeprefix(package), of))
+
+        sys.setprofile(look)
+        try:
+            for item in self.laws[name]:
+                reports = runtestprotocol(item, log=False, nextitem=None)
+                assert not any(r.failed for r in reports), f"{name} fails as it is"
+        finally:
+            sys.setprofile(None)
+        return seen
+
+    def look_at(self, mistake: Mistake) -> None:
+        text = (PACKAGE / mistake.file).read_text()
+        changed = patched_text(mistake, text)
+        of = mistake.file, where(text, changed)
+        near = [n for n in self.names if of in self.called[n] or of[1] == "module"]
+        own = f"tests/{mistake.test}"
+        near.sort(key=lambda name: (name != own, self.cost[name]))
+        catchers: list[str] = []
+        while len(catchers) < 2:
+            left = [name for name in near if name not in catchers]
+            status, name = self.fork(mistake.file, changed, left)
+            if status == NOT_IN_PLACE:
+                self.not_tried.append(mistake.name)
+                return
+            if not status:
+                break
+            catchers.append(name)
+        if len(catchers) > 1:
+            self.twice.append(mistake.name)
+        elif not catchers:
+            self.uncaught.append(mistake.name)
+        else:
+            file, function = catchers[0].split("::")
+            needed = [
+                (kind, says)
+                for kind, says, code in edits(ROOT / file, function)
+                if not self.fork(mistake.file, changed, catchers, code)[0]
+            ]
+            self.alone.append((mistake, catchers[0], needed))
+
+    def fork(
+        self, file: str, text: str, names: list[str], code: CodeType | None = None
+    ) -> tuple[int, str]:
+        """(exit status, the law that failed) of the first of these laws that does.
+
+        With `code`, it is the code of the one law that is asked.
+        """
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            self.child(file, text, names, code)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return status, self.names[int.from_bytes(self.found[:2])]
+
+    def child(
+        self, file: str, text: str, names: list[str], code: CodeType | None
+    ) -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * os.sysconf("SC_PAGE_SIZE") + BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        try:
+            become(
+                importlib.import_module(f"tinyddpm.{file.removesuffix('.py')}"), text
+            )
+        except BaseException:
+            os._exit(NOT_IN_PLACE)
+        for name in names:
+            self.found[:2] = self.names.index(name).to_bytes(2)
+            signal.setitimer(signal.ITIMER_PROF, TIMES * self.cost[name] + SECONDS)
+            for item in self.laws[name]:
+                if code is not None:
+                    function = item.function
+                    inner = getattr(function, "hypothesis", None)
+                    (inner.inner_test if inner else function).__code__ = code
+                if fails_by_its_law(item):
+                    os._exit(CAUGHT)
+        os._exit(0)
+
+
+def fails_by_its_law(item: pytest.Item) -> bool:
+    watch = _Watch(ROOT)
+    item.config.pluginmanager.register(watch)
+    try:
+        runtestprotocol(item, log=False, nextitem=None)
+    except BaseException:  # what pytest lets through: KeyboardInterrupt, say
+        return False
+    finally:
+        item.config.pluginmanager.unregister(watch)
+    return watch.outcome.verdict == "law"
+
+
+def table(laws: Laws, files: Sequence[Path], seconds: float) -> str:
+    """ALONE.md."""
+    n, twice = len(laws.mistakes), len(laws.twice)
+    lines = [
+        "# What a single law holds alone",
+        "",
+        "`python -m tests.mutation.laws` puts each published mistake of `mistakes.py` "
+        "that is in the",
+        "paper's rooms into the code and looks for two tests of `tests/paper` that "
+        "fail by their law.",
+        "Where there are two, either may lose any assertion, and any tolerance may be "
+        "ten times as wide.",
+        "Where there is one, the table says which of its lines the mistake hangs on.",
+        "",
+        f"Of {n} mistakes {twice} are caught by two laws or more, {len(laws.alone)} by "
+        f"one, {len(laws.uncaught)} by none",
+        f"of `tests/paper` ({', '.join(laws.uncaught) or 'no one'}); "
+        f"{len(laws.not_tried)} cannot be put into a running process "
+        f"({', '.join(laws.not_tried) or 'no one'}).",
+        f"With {EXAMPLES} examples of hypothesis for each law; {seconds:.0f} s of "
+        f"processor time.",
+        "",
+        "| mistake | caught alone by | would pass without | or ten times wider |",
+        "| --- | --- | --- | --- |",
+    ]
+    for mistake, law, needed in sorted(laws.alone, key=lambda row: row[1]):
+        cells = [
+            "<br>".join(f"`{says}`" for k, says in needed if k == kind) or "-"
+            for kind in ("assertion", "tolerance")
+        ]
+        short = law.removeprefix("tests/paper/")
+        row = f"{mistake.name} | `{short}` | {cells[0]} | {cells[1]}"
+        lines.append("| " + row.replace("|", "\\|").replace(" \\| ", " | ") + " |")
+    lines += [
+        "",
+        "The modules that were looked at:",
+        "",
+        "| module of tests/paper | assertions | tolerances | mistakes that it alone "
+        "catches |",
+        "| --- | --- | --- | --- |",
+    ]
+    for path in files:
+        here = [m.name for m, law, _ in laws.alone if f"/{path.name}::" in law]
+        asserted, tolerated = counted(path)
+        lines.append(
+            f"| `{path.name}` | {asserted} | {tolerated} | {', '.join(here) or '-'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(names: Sequence[str]) -> int:
+    hypothesis.settings.register_profile(
+        "laws",
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        max_examples=EXAMPLES,
+        phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    )
+    os.environ["HYPOTHESIS_PROFILE"] = "laws"
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    chosen = [
+        m
+        for m in MISTAKES
+        if m.file and "/" not in m.file and (not names or m.name in names)
+    ]
+    laws, files = Laws(chosen), sorted((TESTS / "paper").glob("test_*.py"))
+    options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
+    pytest.main([*options, "--rootdir", str(ROOT), *map(str, files)], plugins=[laws])
+    spent = sum(os.times()[:4])
+    text = table(laws, files, spent)
+    if names:
+        print(text)
+    else:
+        TABLE.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
