@@ -10,9 +10,11 @@ assertions are removed one at a time, and its tolerances made ten times as wide 
 time: what it then lets pass, that line holds alone.
 """
 
+import argparse
 import ast
 import gc
 import importlib
+import json
 import mmap
 import os
 import resource
@@ -21,6 +23,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import CodeType
+from typing import NamedTuple
 
 import hypothesis
 import pytest
@@ -126,16 +129,21 @@ def counted(path: Path) -> tuple[int, int]:
     )
 
 
+class Finding(NamedTuple):
+    """Which laws catch a mistake: two at most are looked for, None if it cannot be put
+    into a running process. Of a single one, what it must not lose: (kind, line)."""
+
+    mistake: str
+    catchers: list[str] | None
+    needed: list[tuple[str, str]]
+
+
 class Laws:
     """A pytest plugin: instead of the tests once, what each mistake makes fail."""
 
-    def __init__(self, mistakes: Sequence[Mistake]) -> None:
-        self.mistakes = mistakes
-        self.found = mmap.mmap(-1, 2)
-        self.alone: list[tuple[Mistake, str, list[tuple[str, str]]]] = []
-        self.uncaught: list[str] = []
-        self.not_tried: list[str] = []
-        self.twice: list[str] = []
+    def __init__(self, mistakes: Sequence[Mistake], workers: int) -> None:
+        self.mistakes, self.workers = mistakes, workers
+        self.found: list[Finding] = []
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self.laws: dict[str, list[pytest.Item]] = {}
@@ -143,13 +151,28 @@ class Laws:
             self.laws.setdefault(item.nodeid.partition("[")[0], []).append(item)
         self.names = list(self.laws)
         gc.freeze()
-        for i, mistake in enumerate(self.mistakes):
-            self.look_at(mistake)
-            told = f"{i + 1} of {len(self.mistakes)} mistakes, {len(self.alone)} alone"
-            print(f"\r{told}", end="", file=sys.stderr)
+        pipes = [self.worker(i) for i in range(self.workers)]
+        for pipe in pipes:
+            with os.fdopen(pipe) as file:
+                self.found += [Finding(*found) for found in json.load(file)]
         return True
 
-    def look_at(self, mistake: Mistake) -> None:
+    def worker(self, i: int) -> int:
+        """The end of a pipe that the findings of every n-th mistake come out of."""
+        out, into = os.pipe()
+        if os.fork():
+            os.close(into)
+            return out
+        self.which = mmap.mmap(-1, 2)  # the law that failed
+        findings = []
+        for mistake in self.mistakes[i :: self.workers]:
+            findings.append(self.look_at(mistake))
+            print(f"{findings[-1]}", file=sys.stderr, flush=True)
+        with os.fdopen(into, "w") as file:
+            json.dump(findings, file)
+        os._exit(0)
+
+    def look_at(self, mistake: Mistake) -> Finding:
         text = (PACKAGE / mistake.file).read_text()
         changed = patched_text(mistake, text)
         own, files = f"tests/{mistake.test}", LAWS[mistake.file]
@@ -159,24 +182,20 @@ class Laws:
         while near and len(catchers) < 2:
             status, name = self.fork(mistake.file, changed, near)
             if status == NOT_IN_PLACE:
-                self.not_tried.append(mistake.name)
-                return
+                return Finding(mistake.name, None, [])
             if status == 0:
                 break
             catchers += [name] if status == CAUGHT else []  # else the time was over
             near = near[near.index(name) + 1 :]
-        if len(catchers) > 1:
-            self.twice.append(mistake.name)
-        elif not catchers:
-            self.uncaught.append(mistake.name)
-        else:
-            file, function = catchers[0].split("::")
-            needed = [
-                (kind, says)
-                for kind, says, code in edits(ROOT / file, function)
-                if not self.fork(mistake.file, changed, catchers, code)[0]
-            ]
-            self.alone.append((mistake, catchers[0], needed))
+        if len(catchers) != 1:
+            return Finding(mistake.name, catchers, [])
+        file, function = catchers[0].split("::")
+        needed = [
+            (kind, says)
+            for kind, says, code in edits(ROOT / file, function)
+            if not self.fork(mistake.file, changed, catchers, code)[0]
+        ]
+        return Finding(mistake.name, catchers, needed)
 
     def fork(
         self, file: str, text: str, names: list[str], code: CodeType | None = None
@@ -190,7 +209,7 @@ class Laws:
         if pid == 0:
             self.child(file, text, names, code)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        return status, self.names[int.from_bytes(self.found[:2])]
+        return status, self.names[int.from_bytes(self.which[:2])]
 
     def child(
         self, file: str, text: str, names: list[str], code: CodeType | None
@@ -208,7 +227,7 @@ class Laws:
         except BaseException:
             os._exit(NOT_IN_PLACE)
         for name in names:
-            self.found[:2] = self.names.index(name).to_bytes(2)
+            self.which[:2] = self.names.index(name).to_bytes(2)
             signal.setitimer(signal.ITIMER_PROF, SECONDS)
             for item in self.laws[name]:
                 if code is not None:
@@ -232,58 +251,55 @@ def fails_by_its_law(item: pytest.Item) -> bool:
     return watch.outcome.verdict == "law"
 
 
-def table(laws: Laws, files: Sequence[Path], seconds: float) -> str:
+def table(findings: Sequence[Finding], files: Sequence[Path], seconds: float) -> str:
     """ALONE.md."""
-    n, twice = len(laws.mistakes), len(laws.twice)
+    of = {n: [] for n in (0, 1, 2, None)}
+    for f in findings:
+        of[None if f.catchers is None else len(f.catchers)].append(f)
+    none, not_tried = (", ".join(f.mistake for f in of[n]) or "none" for n in (0, None))
     lines = [
         "# What a single law holds alone",
         "",
-        "`python -m tests.mutation.laws` puts each published mistake of `mistakes.py` "
-        "that is in the",
-        "paper's rooms into the code and looks, among the tests that hold the module, "
-        "for two that fail",
-        "by their law.",
-        "Where there are two, either may lose any assertion, and any tolerance may be "
-        "ten times as wide.",
-        "Where there is one, the table says which of its lines the mistake hangs on.",
+        "`python -m tests.mutation.laws` puts each published mistake of `mistakes.py`",
+        "that is in the paper's rooms into the code and looks, among the tests that",
+        "hold the module, for two that fail by their law. Where there are two, either",
+        "may lose any assertion, and any tolerance may be ten times as wide. Where",
+        "there is one, the table says which of its lines the mistake hangs on.",
         "",
-        f"Of {n} mistakes {twice} are caught by two laws or more, {len(laws.alone)} by "
-        f"one, {len(laws.uncaught)} by none",
-        f"of those ({', '.join(laws.uncaught) or 'no one'}); "
-        f"{len(laws.not_tried)} cannot be put into a running process "
-        f"({', '.join(laws.not_tried) or 'no one'}).",
+        f"Of {len(findings)} mistakes {len(of[2])} are caught by two laws or more and "
+        f"{len(of[1])} by one.",
+        f"Caught by none of those: {none}. Not to be put into a running process: "
+        f"{not_tried}.",
         f"With {EXAMPLES} examples of hypothesis for each law; {seconds:.0f} s of "
         f"processor time.",
         "",
         "| mistake | caught alone by | would pass without | or ten times wider |",
         "| --- | --- | --- | --- |",
     ]
-    for mistake, law, needed in sorted(laws.alone, key=lambda row: row[1]):
-        cells = [
-            "<br>".join(f"`{says}`" for k, says in needed if k == kind) or "-"
-            for kind in ("assertion", "tolerance")
-        ]
-        short = law.removeprefix("tests/paper/")
-        row = f"{mistake.name} | `{short}` | {cells[0]} | {cells[1]}"
-        lines.append("| " + row.replace("|", "\\|").replace(" \\| ", " | ") + " |")
+    for f in sorted(of[1], key=lambda f: f.catchers):
+        cells = [f.mistake, f"`{f.catchers[0].removeprefix('tests/')}`"]
+        for kind in ("assertion", "tolerance"):
+            says = [f"`{says}`" for k, says in f.needed if k == kind]
+            cells.append("<br>".join(says).replace("|", "\\|") or "-")
+        lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "The modules that were looked at:",
-        "",
-        "| module of tests/paper | assertions | tolerances | mistakes that it alone "
-        "catches |",
+        "| module | assertions | tolerances | mistakes that it alone catches |",
         "| --- | --- | --- | --- |",
     ]
     for path in files:
-        here = [m.name for m, law, _ in laws.alone if f"/{path.name}::" in law]
+        here = [f.mistake for f in of[1] if f"/{path.name}::" in f.catchers[0]]
         asserted, tolerated = counted(path)
-        lines.append(
-            f"| `{path.name}` | {asserted} | {tolerated} | {', '.join(here) or '-'} |"
-        )
+        alone = ", ".join(here) or "-"
+        lines.append(f"| `{path.name}` | {asserted} | {tolerated} | {alone} |")
     return "\n".join(lines) + "\n"
 
 
-def main(names: Sequence[str]) -> int:
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="mistake", help="M2, ...")
+    parser.add_argument("--workers", type=int, default=1, help="mistakes at a time")
+    given = parser.parse_args()
     hypothesis.settings.register_profile(
         "laws",
         derandomize=True,
@@ -298,14 +314,18 @@ def main(names: Sequence[str]) -> int:
     chosen = [
         m
         for m in MISTAKES
-        if m.file and "/" not in m.file and (not names or m.name in names)
+        if m.file in LAWS
+        and "/" not in m.file
+        and (not given.names or m.name in given.names)
     ]
-    laws, files = Laws(chosen), sorted((TESTS / "paper").glob("test_*.py"))
+    laws = Laws(chosen, given.workers)
+    files = sorted((TESTS / "paper").glob("test_*.py"))
     options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
     pytest.main([*options, "--rootdir", str(ROOT), *map(str, files)], plugins=[laws])
-    spent = sum(os.times()[:4])
-    text = table(laws, files, spent)
-    if names:
+    order = [m.name for m in chosen]
+    laws.found.sort(key=lambda f: order.index(f.mistake))
+    text = table(laws.found, files, sum(os.times()[:4]))
+    if given.names:
         print(text)
     else:
         TABLE.write_text(text)
@@ -313,4 +333,4 @@ def main(names: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -169,6 +169,12 @@ def test_fit_is_algorithm_1_with_appendix_bs_optimiser():
             torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-6, atol=1e-6)
 
 
+def test_a_network_is_trained_in_training_mode():
+    """App. B's dropout is on in every step, in whatever mode the network was given."""
+    net, _ = trained(net=Net(0.5).eval())
+    assert len(net.asked) == CONFIG.steps  # it notes what it is asked in training mode
+
+
 def test_t_is_uniform_on_1_to_T_and_eps_is_standard_normal():
     """Alg. 1, lines 3 and 4: t ~ U{1..T}, ε ~ N(0, I), all independent.
 
