@@ -2,8 +2,8 @@
 
     python results/ladder.py mnist-10 data/mnist --steps 4000 --held-out 2000
 
-The first argument is the row's name, the others are those of `python -m tinyddpm train`.
-Writes in out/ladder/NAME what the training and `examples/score.py` write, row.json, and
+The first argument is the row's name, the others are `python -m tinyddpm train`'s. It
+writes in out/ladder/NAME what the training and `examples/score.py` write, row.json, and
 samples.png: generated pictures on the left, held-out ones on the right, a row for each
 class where there are classes. Run it from the root of the repository.
 """
@@ -26,7 +26,7 @@ from tinyddpm.workshop.progress import errors_as_sentences
 from tinyddpm.workshop.readers import read_npy_images
 
 COLUMNS, ROWS = 8, 6  # of each side of samples.png; classes are rows of their own
-SCORED = 1000  # samples, or half as many as are held out
+SCORED = 250  # samples, or half as many as are held out where that is less
 
 
 def main(argv: list[str]) -> None:
