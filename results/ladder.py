@@ -5,9 +5,10 @@
 The first argument is the row's name, the others are `python -m tinyddpm train`'s. It
 writes in out/ladder/NAME what the training and `examples/score.py` write, row.json, and
 samples.png: generated pictures on the left, held-out ones on the right, a row for each
-class where there are classes. Run it from the root of the repository.
+class where there are classes; the row is printed. Run it from the repository's root.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -26,29 +27,50 @@ from tinyddpm.workshop.progress import errors_as_sentences
 from tinyddpm.workshop.readers import read_npy_images
 
 COLUMNS, ROWS = 8, 6  # of each side of samples.png; classes are rows of their own
-SCORED = 250  # samples, or half as many as are held out where that is less
 
 
 def main(argv: list[str]) -> None:
-    if not argv or argv[0].startswith("-"):
-        raise ValueError("give the row's name, then the arguments of the training")
-    name, *arguments = argv
-    out = Path("out/ladder") / name
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help="of the row, and of its folder")
+    parser.add_argument("--scored", type=int, default=250, help="samples, at most")
+    args, arguments = parser.parse_known_args(argv)
+    out = Path("out/ladder") / args.name
     began = processor_seconds()
-    call("-m", "tinyddpm", "train", *arguments, "--out", str(out))
+    # the picture is of the samples that are scored: the training need draw few
+    call("-m", "tinyddpm", "train", *arguments, "--samples", "1", "--out", str(out))
     seconds = processor_seconds() - began
     config = json.loads((out / "figures.json").read_text())["config"]
     score = ["--checkpoint", str(out / "checkpoint.pt"), "--data", config["data"]]
-    score += ["--held-out", str(config["held_out"]), "--samples", str(SCORED)]
+    score += ["--held-out", str(config["held_out"]), "--samples", str(args.scored)]
     score += ["--labels", config["labels"]] if config["labels"] else []
     score += ["--clip-x-0"] if config["clip_x_0"] else []
     call("examples/score.py", *score, "--out", str(out))
     save_png(out / "samples.png", side_by_side(out, config))
-    found = row(out, config) | {"name": name, "processor seconds": seconds}
+    found = {"name": args.name, "processor seconds": seconds} | row(out, config)
     found["command"] = " ".join(["python -m tinyddpm train", *arguments])
     with write_whole(out / "row.json") as file:
         file.write(json.dumps(found, indent=1).encode())
-    print(json.dumps(found, indent=1))
+    print(markdown(found))
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The row as it stands in README.md."""
+    nearest, accuracy = found["nearest"], found["accuracy"]
+    cells = [
+        found["name"],
+        f"{found['processor seconds']:.0f}",
+        f"{found['pictures seen']:,}",
+        f"{found['L_simple']:.4f}",
+        f"{found['distance']:.2f} ± {found['its deviation']:.2f}",
+        f"{found['floor']:.2f}",
+        f"{found['distance'] / found['floor']:.1f}",
+        "{samples:.0%} ({real:.0%})".format(**accuracy) if accuracy else "",
+        f"{nearest['samples']:.0f} ({nearest['real']:.0f})",
+        f"{found['n']}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def call(*arguments: str) -> None:
