@@ -1,14 +1,16 @@
 """Mutation: every small change of our code that a tool can make, tried on the tests.
 
-    pip install --no-deps mutmut==3.8.1 libcst==1.9.0
+    pip install -c constraints.txt -e '.[mutation]'
     python -m tests.mutation.mutants schedule.py beyond/oracle.py
-    python -m tests.mutation.mutants --changed main   # the modules that differ from it
     python -m tests.mutation.mutants --workers 2      # every module of `LAWS`
+    python -m tests.mutation.mutants --changed --minutes 10
+    python -m tests.mutation.mutants --table          # the scores so far
 
 The module's tests are run on each mutant. Survivors are printed as they are found, on
-stdout; progress is on stderr. What it runs, it runs to the end: exit 0 says that each
-mutant was killed or stands in `EQUIVALENT_MUTANTS.md` with the reason why it may live,
-and that no row there is stale. The score goes into `registry.json`.
+stdout; progress is on stderr. Exit 0 says that each mutant that was tried was killed or
+stands in `EQUIVALENT_MUTANTS.md` with the reason why it may live, and that no row there
+is stale. A module's score goes into `registry.json`, with the digest of its text:
+`--changed` tries the modules that have another text since, or were never tried.
 
 mutmut's operators alone are used: its runner cannot import a package whose functions it
 has replaced by its own before torch looks at them. Here pytest collects the tests once
@@ -20,13 +22,13 @@ import ast
 import datetime
 import difflib
 import gc
+import hashlib
 import importlib
 import json
 import mmap
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -77,9 +79,17 @@ LAWS = {
     ),
     "coding.py": ("paper/test_algorithm_3_and_4.py",),
     "data.py": ("paper/test_drawer.py", "paper/test_section_3_3_scale.py"),
-    "mlp.py": ("paper/test_mlp.py", "paper/test_time_embedding.py"),
+    "mlp.py": (
+        "paper/test_mlp.py",
+        "paper/test_time_embedding.py",
+        "reference/test_autograd.py",
+    ),
     "layers.py": ("paper/test_layers.py", "paper/test_unet.py"),
-    "unet.py": ("paper/test_unet.py", "paper/test_layers.py"),
+    "unet.py": (
+        "paper/test_unet.py",
+        "paper/test_layers.py",
+        "reference/test_autograd.py",
+    ),
     "beyond/oracle.py": ("beyond/test_oracle.py",),
     "beyond/levels.py": (
         "beyond/test_levels.py",
@@ -244,13 +254,14 @@ def passes(item: pytest.Item) -> bool:
 class Mutation:
     """A pytest plugin: instead of the tests once, the tests once for each mutant."""
 
-    def __init__(self, module: str, workers: int) -> None:
-        self.module, self.workers = module, workers
+    def __init__(self, module: str, workers: int, until: float) -> None:
+        self.module, self.workers, self.until = module, workers, until
         self.text = (PACKAGE / module).read_text()
         self.functions = functions(self.text)
         self.changed = mutants(module)
         self.survived: list[str] = []
         self.done = self.endless = self.broken = 0
+        self.looked = False  # whether the tests passed on the code as it is
         self.killer = mmap.mmap(-1, 2 * len(self.changed))  # the test that failed
         self.known = [
             line
@@ -278,12 +289,15 @@ class Mutation:
         _, status = os.waitpid(fork(0, self.text, order), 0)
         k = int.from_bytes(self.killer[:2])
         assert status == 0, f"{session.items[k].nodeid} fails on the same code"
-        for i, changed in enumerate(self.changed):
-            name = where(self.text, changed)
-            tests = [k for k in order if self.sees(called[k], name)]
-            running[fork(i, changed, tests)] = i
-            last = i + 1 == len(self.changed)
-            while len(running) == self.workers or (running and last):
+        self.looked = True
+        waiting = list(enumerate(self.changed))[::-1]
+        while running or (waiting and time.monotonic() < self.until):
+            if waiting and len(running) < self.workers:
+                i, changed = waiting.pop()
+                name = where(self.text, changed)
+                tests = [k for k in order if self.sees(called[k], name)]
+                running[fork(i, changed, tests)] = i
+            else:
                 pid, status = os.wait()
                 done = running.pop(pid)
                 self.note(self.changed[done], status)
@@ -353,16 +367,24 @@ class Mutation:
         os._exit(0)
 
 
-def score(module: str, workers: int) -> bool:
-    """Prints a module's survivors, stale rows and score; whether there are neither."""
-    start, mutation = time.monotonic(), Mutation(module, workers)
+def score(module: str, workers: int, until: float) -> bool:
+    """Prints a module's survivors, stale rows and score; whether there are neither.
+
+    What was not tried by `until` is no survivor; the score is then not written down.
+    """
+    start, mutation = time.monotonic(), Mutation(module, workers, until)
     options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
+    options += ["-m", "not slow"]
     files = [str(TESTS / test) for test in LAWS[module]]
     pytest.main([*options, *files], plugins=[mutation])
     print(file=sys.stderr)
     n, survived = len(mutation.changed), mutation.survived
-    assert mutation.done == n, f"only {mutation.done} of {n} mutants were tried"
+    assert mutation.looked, f"the tests of {module} were not run"
     equivalent = sum(any(k.startswith(s) for k in mutation.known) for s in survived)
+    if mutation.done < n:
+        left = f"{n - mutation.done} of {n} mutants were not tried for want of time"
+        print(f"{module}: {left}; {len(survived) - equivalent} survived", flush=True)
+        return equivalent == len(survived)
     stale = [k for k in mutation.known if not any(k.startswith(s) for s in survived)]
     for line in stale:
         print(f"no mutant that survives is this row's: {line}")
@@ -379,38 +401,57 @@ def score(module: str, workers: int) -> bool:
 
 def register(module: str, mutants: int, killed: int, equivalent: int) -> None:
     """Writes a module's score down, with today's date; the rows are in LAWS' order."""
-    kept = json.loads(REGISTRY.read_text()) if REGISTRY.exists() else {}
+    kept = registered()
     kept[module] = {
         "mutants": mutants,
         "killed": killed,
         "equivalent": equivalent,
         "date": datetime.date.today().isoformat(),
+        "text": digest(module),
     }
     rows = [f"  {json.dumps(m)}: {json.dumps(kept[m])}" for m in LAWS if m in kept]
     REGISTRY.write_text("{\n" + ",\n".join(rows) + "\n}\n")
 
 
-def changed_since(revision: str) -> list[str]:
-    """The modules of the paper and of `beyond/` that differ from a git revision."""
-    git = ["git", "diff", "--name-only", "--relative", revision, "--", "."]
-    done = subprocess.run(git, cwd=PACKAGE, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr.strip())
-    names = done.stdout.splitlines()
-    return [m for m in LAWS if m in names and not m.startswith("workshop/")]
+def registered() -> dict[str, dict[str, Any]]:
+    return json.loads(REGISTRY.read_text()) if REGISTRY.exists() else {}
+
+
+def digest(module: str) -> str:
+    """The SHA-256 of a module's text, its first 16 digits."""
+    return hashlib.sha256((PACKAGE / module).read_bytes()).hexdigest()[:16]
+
+
+def table() -> str:
+    """The registry as a table in Markdown, a row for each module."""
+    rows = [
+        "| module | mutants | killed | equivalent | left |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for module, found in registered().items():
+        n, killed, equivalent = (found[k] for k in ("mutants", "killed", "equivalent"))
+        left = n - killed - equivalent
+        rows.append(f"| `{module}` | {n} | {killed} | {equivalent} | {left} |")
+    return "\n".join(rows)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", metavar="module", help="of tinyddpm/")
-    parser.add_argument("--changed", metavar="REV", help="those that differ from it")
+    parser.add_argument("--changed", action="store_true", help="since they were tried")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="at most")
     parser.add_argument("--workers", type=int, default=1, help="mutants at a time")
+    parser.add_argument("--table", action="store_true", help="print the scores so far")
     given = parser.parse_args()
     if unknown := set(given.modules) - set(LAWS):
         parser.error(f"no such module: {', '.join(sorted(unknown))}")
+    if given.table:
+        print(table())
+        return 0
+    until, kept = time.monotonic() + 60 * given.minutes, registered()
     modules = given.modules or list(LAWS)
-    if given.changed is not None:
-        modules = changed_since(given.changed)
+    if given.changed:
+        modules = [m for m in modules if kept.get(m, {}).get("text") != digest(m)]
     hypothesis.settings.register_profile(
         "mutants",
         derandomize=True,
@@ -422,7 +463,12 @@ def main() -> int:
     )
     os.environ["HYPOTHESIS_PROFILE"] = "mutants"
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    good = [score(module, given.workers) for module in modules]
+    good = []
+    for module in modules:
+        if time.monotonic() < until:
+            good.append(score(module, given.workers, until))
+        else:
+            print(f"{module}: not tried for want of time")
     return 0 if all(good) else 1
 
 
