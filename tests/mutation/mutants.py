@@ -7,7 +7,7 @@
     python -m tests.mutation.mutants --table          # the scores so far
 
 The module's tests are run on each mutant. Survivors are printed as they are found, on
-stdout; progress is on stderr. Exit 0 says that each mutant that was tried was killed or
+stdout. Exit 0 says that each mutant that was tried was killed or
 stands in `EQUIVALENT_MUTANTS.md` with the reason why it may live, and that no row there
 is stale. A module's score goes into `registry.json`, with the digest of its text:
 `--changed` tries the modules that have another text since, or were never tried.
@@ -225,7 +225,7 @@ def take(cls: type, name: str, value: object, names: dict[str, Any]) -> None:
 def take_code(old: object, new: object, names: dict[str, Any]) -> None:
     """old, if it is a function, does what new does, inside the same decorators.
 
-    Functions of the module that are defaults of others stay the ones in `names`.
+    Functions and classes of the module that are defaults stay the ones in `names`.
     """
     while hasattr(old, "__wrapped__") and hasattr(new, "__wrapped__"):
         old, new = old.__wrapped__, new.__wrapped__
@@ -236,7 +236,8 @@ def take_code(old: object, new: object, names: dict[str, Any]) -> None:
         raise TypeError("new has lost a decorator, and old cannot lose it in place")
 
     def kept(value: object) -> object:
-        ours = isinstance(value, FunctionType) and value.__globals__ is new.__globals__
+        ours = isinstance(value, FunctionType | type)
+        ours = ours and value.__module__ == names["__name__"]
         return names[value.__name__] if ours else value
 
     old.__code__ = new.__code__
@@ -335,8 +336,9 @@ class Mutation:
             self.survived.append(begin)
             if not any(line.startswith(begin) for line in self.known):
                 print(begin, flush=True)
-        progress = f"{self.module}: {self.done} of {len(self.changed)} tried"
-        print(f"\r{progress}, {len(self.survived)} left", end="", file=sys.stderr)
+        if sys.stderr.isatty():
+            progress = f"{self.module}: {self.done} of {len(self.changed)} tried"
+            print(f"\r{progress}, {len(self.survived)} left", end="", file=sys.stderr)
 
     def child(
         self, i: int, text: str, tests: list[tuple[int, pytest.Item, float]]
@@ -377,7 +379,8 @@ def score(module: str, workers: int, until: float) -> bool:
     options += ["-m", "not slow"]
     files = [str(TESTS / test) for test in LAWS[module]]
     pytest.main([*options, *files], plugins=[mutation])
-    print(file=sys.stderr)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
     n, survived = len(mutation.changed), mutation.survived
     assert mutation.looked, f"the tests of {module} were not run"
     equivalent = sum(any(k.startswith(s) for k in mutation.known) for s in survived)
