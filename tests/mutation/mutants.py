@@ -32,7 +32,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NoReturn
 
 import hypothesis
@@ -179,6 +179,21 @@ def functions(text: str) -> set[str]:
     return found
 
 
+def noted(text: str) -> str:
+    """The module's text; each function writes its name into the set `__called__`."""
+    tree = ast.parse(text)
+    todo = [("", node) for node in tree.body]
+    while todo:
+        prefix, node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            todo += [(f"{prefix}{node.name}.", inner) for inner in node.body]
+        if isinstance(node, ast.FunctionDef):
+            note = ast.parse(f"__called__.add({prefix + node.name!r})").body
+            described = ast.get_docstring(node) is not None
+            node.body[described:described] = note
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
 def row(module: str, text: str, changed: str) -> str:
     """How a row of the list begins: where, and the lines that differ, `old` → `new`."""
     old, new = [], []
@@ -271,13 +286,15 @@ class Mutation:
         ]
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        cost, called = [], []  # by each test on the code as it is
+        cost = []  # of each test on the code as it is
         for item in session.items:
             start = time.process_time()
-            called.append(self.calls(item))
+            assert passes(item), f"{item.nodeid} fails on the code as it is"
             cost.append(time.process_time() - start)
         assert cost, "there are no tests"
         gc.freeze()  # no fork need look at what is there by now
+        called = self.calls(session.items)
+        self.looked = True
         order, running = sorted(range(len(cost)), key=cost.__getitem__), {}
 
         def fork(i: int, text: str, tests: list[int]) -> int:
@@ -286,11 +303,6 @@ class Mutation:
                 self.child(i, text, [(k, session.items[k], cost[k]) for k in tests])
             return pid
 
-        # A control: to put code in place is no change in itself.
-        _, status = os.waitpid(fork(0, self.text, order), 0)
-        k = int.from_bytes(self.killer[:2])
-        assert status == 0, f"{session.items[k].nodeid} fails on the same code"
-        self.looked = True
         waiting = list(enumerate(self.changed))[::-1]
         while running or (waiting and time.monotonic() < self.until):
             if waiting and len(running) < self.workers:
@@ -311,20 +323,32 @@ class Mutation:
         """Whether a test can: what is in no function is run when it is imported."""
         return name not in self.functions or name in called
 
-    def calls(self, item: pytest.Item) -> set[str]:
-        """The module's functions that a test calls: what is wrong in the others it
-        cannot see."""
-        path, names = str(PACKAGE / self.module), set()
+    def calls(self, tests: list[pytest.Item]) -> list[set[str]]:
+        """The module's functions that each test calls: it cannot see what is wrong in
+        others. Also a control: to put code in place is no change in itself."""
+        end, here = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            module, called = self.import_it(), set[str]()
+            vars(module)["__called__"] = called
+            become(module, noted(self.text))
+            with os.fdopen(here, "w") as out:
+                for test in tests:
+                    called.clear()
+                    passed = passes(test)
+                    print(json.dumps([passed, sorted(called)]), file=out)
+            os._exit(0)
+        os.close(here)
+        with os.fdopen(end) as lines:
+            found = [json.loads(line) for line in lines]
+        os.waitpid(pid, 0)
+        for test, (passed, _) in zip(tests, found, strict=True):
+            assert passed, f"{test.nodeid} fails on the same code"
+        return [set(names) for _, names in found]
 
-        def look(frame: FrameType, event: str, arg: object) -> None:
-            if event == "call" and frame.f_code.co_filename == path:
-                names.add(frame.f_code.co_qualname.replace(".<locals>", ""))
-
-        sys.setprofile(look)
-        passed = passes(item)
-        sys.setprofile(None)
-        assert passed, f"{item.nodeid} fails on the code as it is"
-        return names
+    def import_it(self) -> ModuleType:
+        name = self.module.removesuffix(".py").replace("/", ".")
+        return importlib.import_module(f"tinyddpm.{name}")
 
     def note(self, changed: str, status: int) -> None:
         self.done += 1
@@ -354,8 +378,7 @@ class Mutation:
         limit = pages * os.sysconf("SC_PAGE_SIZE") + BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         try:
-            name = self.module.removesuffix(".py").replace("/", ".")
-            become(importlib.import_module(f"tinyddpm.{name}"), text)
+            become(self.import_it(), text)
         except BaseException:
             os._exit(2)
         try:
