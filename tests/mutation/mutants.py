@@ -7,10 +7,10 @@
     python -m tests.mutation.mutants --table          # the scores so far
 
 The module's tests are run on each mutant. Survivors are printed as they are found, on
-stdout. Exit 0 says that each mutant that was tried was killed or
-stands in `EQUIVALENT_MUTANTS.md` with the reason why it may live, and that no row there
-is stale. A module's score goes into `registry.json`, with the digest of its text:
-`--changed` tries the modules that have another text since, or were never tried.
+stdout. Exit 0 says that each mutant that was tried was killed or stands in
+`EQUIVALENT_MUTANTS.md` with the reason why it may live, and that no row there is stale.
+A module's score goes into `registry.json`, with the digest of its text: `--changed`
+tries the modules that have another text since.
 
 mutmut's operators alone are used: its runner cannot import a package whose functions it
 has replaced by its own before torch looks at them. Here pytest collects the tests once
@@ -233,6 +233,8 @@ def take(cls: type, name: str, value: object, names: dict[str, Any]) -> None:
         take_code(old.fget, value.fget, names)
     elif isinstance(value, FunctionType) or hasattr(value, "__wrapped__"):
         take_code(old, value, names)
+    elif name in ("__annotations__", "__dataclass_fields__"):
+        old.update(value)
     elif not name.startswith("_") and not hasattr(value, "__get__"):
         setattr(cls, name, value)
 
@@ -256,6 +258,14 @@ def take_code(old: object, new: object, names: dict[str, Any]) -> None:
         return names[value.__name__] if ours else value
 
     old.__code__ = new.__code__
+    for variable, mine, other in zip(
+        new.__code__.co_freevars,
+        old.__closure__ or (),
+        new.__closure__ or (),
+        strict=True,
+    ):
+        if variable != "__class__":  # a dataclass keeps the defaults of its fields here
+            mine.cell_contents = other.cell_contents
     old.__defaults__ = new.__defaults__ and tuple(map(kept, new.__defaults__))
     keywords = new.__kwdefaults__
     old.__kwdefaults__ = keywords and {k: kept(v) for k, v in keywords.items()}
@@ -477,7 +487,7 @@ def main() -> int:
     until, kept = time.monotonic() + 60 * given.minutes, registered()
     modules = given.modules or list(LAWS)
     if given.changed:
-        modules = [m for m in modules if kept.get(m, {}).get("text") != digest(m)]
+        modules = [m for m in kept if kept[m]["text"] != digest(m)]
     hypothesis.settings.register_profile(
         "mutants",
         derandomize=True,
