@@ -13,18 +13,18 @@ samples.npz, pictures drawn by Algorithm 2, unclamped; and bound.json, the bits/
 """
 
 import argparse
-import itertools
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from tinyddpm import Schedule, linear_schedule, sample, to_float, to_uint8
+from tinyddpm import linear_schedule, sample, to_float, to_uint8
 from tinyddpm.beyond.estimate import estimate_bits_per_dim
-from tinyddpm.data import Draw, drawer
+from tinyddpm.data import drawer
 from tinyddpm.unet import UNet
 from tinyddpm.workshop.drawing import save
 from tinyddpm.workshop.files import write_whole
@@ -32,12 +32,10 @@ from tinyddpm.workshop.pictures import grid, save_png
 from tinyddpm.workshop.progress import Progress, errors_as_sentences
 from tinyddpm.workshop.readers import read_cifar10, read_cifar10_file
 from tinyddpm.workshop.report import mean_and_error
-from tinyddpm.workshop.run import fit
+from tinyddpm.workshop.run import fit, seconds_a_step
 from tinyddpm.workshop.scripts import say_out_of_range
 from tinyddpm.workshop.settings import TrainConfig, pick_device
 from tinyddpm.workshop.speed import faster
-
-TIMED = 5  # times the steps are timed
 
 
 def main(argv: list[str]) -> None:
@@ -47,10 +45,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data", default="data", help="training pictures")
     parser.add_argument("--test", help="pictures for the bound; else CIFAR-10's own")
     parser.add_argument("--minutes", type=float, default=8, help="of training alone")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=4e-4, help="falls to a hundredth")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--lr", type=float, default=6e-4, help="falls to a hundredth")
     parser.add_argument("--ema", type=float, default=0.999)
-    parser.add_argument("--samples", type=int, default=512, help="for samples.npz")
+    parser.add_argument("--samples", type=int, default=256, help="for samples.npz")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu")
     parser.add_argument(
         "--tiny", action="store_true", help="a small network, for a CPU"
@@ -68,16 +66,17 @@ def main(argv: list[str]) -> None:
     narrow = (32, (1, 2), (1,)) if args.tiny else ()
     net = UNet(3, *narrow, dropout=0.0).to(device)  # too short a run to overfit
     draw = drawer(images, flip=True)
-    seconds = seconds_a_step(s, UNet(3, *narrow, dropout=0.0).to(device), draw, args)
+    config = TrainConfig(
+        steps=20, batch=args.batch, lr=args.lr, lr_end=args.lr / 100, ema=args.ema,
+        log_every=20, save_every=1_000,
+    )  # fmt: skip
+    seconds = seconds_a_step(s, net, draw, config)
     steps = max(20, int(60 * args.minutes / seconds) // 20 * 20)
+    config = replace(config, steps=steps, warmup=steps // 20)
     print(
         f"{len(images):,} pictures; {1e3 * seconds:.1f} ms a step of {args.batch}, so "
         f"{steps:,} steps in {args.minutes:g} minutes"
     )
-    config = TrainConfig(
-        steps=steps, batch=args.batch, lr=args.lr, lr_end=args.lr / 100,
-        warmup=steps // 20, ema=args.ema, log_every=20, save_every=steps // 20 * 20,
-    )  # fmt: skip
     progress = Progress(args.out, config, net, calls=(s.T, args.samples))
     ema = fit(s, net, draw, config, progress, args.out / "checkpoint.pt")
     progress.close()
@@ -113,20 +112,6 @@ def read(path: str, split: str) -> Tensor:
     if Path(path).is_file():
         return read_cifar10_file(path)[0]
     return read_cifar10(path, split)[0]
-
-
-def seconds_a_step(
-    s: Schedule, net: nn.Module, draw: Draw, args: argparse.Namespace
-) -> float:
-    """The median, measured on a network that is thrown away."""
-    each = 1 if args.tiny else 20
-    config = TrainConfig(
-        steps=(TIMED + 1) * each, batch=args.batch, log_every=each, save_every=each,
-        warmup=0, ema=0.0,
-    )  # fmt: skip
-    ends: list[float] = []
-    fit(s, net, draw, config, lambda r: ends.append(time.perf_counter()))
-    return sorted((b - a) / each for a, b in itertools.pairwise(ends))[TIMED // 2]
 
 
 if __name__ == "__main__":
