@@ -27,9 +27,10 @@ from tinyddpm import (
 )
 from tinyddpm.beyond.oracle import gradient_oracle
 from tinyddpm.beyond.random_coding import RandomReceiver, RandomSender
-from tinyddpm.coding import reverse
+from tinyddpm.bound import sigma2_1
+from tinyddpm.coding import log_levels, reverse
 
-from ..helpers import BITS, gradient, quiet, some_network
+from ..helpers import BITS, U, gradient, quiet, some_network
 from ..strategies import choices_of_sigma2, seeds, share
 
 
@@ -92,9 +93,16 @@ def test_the_lines_in_order(seed, sigma2, T):
     received = list(receive(s, some_network, shape, receiver, sigma2))
     assert len(receiver.p) == len(coder.p) == T
     for ours, theirs in zip(receiver.p, coder.p, strict=True):
+        assert ours[0].dtype == ours[1].dtype == torch.float64
         assert torch.equal(ours[0], theirs[0])
         assert float(ours[1]) == float(theirs[1])
     assert torch.equal(receiver.law, coder.law)
+    x_0_hat, _ = reverse(s, some_network, sent[-2].x_t, 1, sigma2)
+    nats = float(L_0(s, x_0, x_0_hat, sigma2))  # eq. 13 in float64, sums of 27 numbers
+    assert sent[-1].kl == pytest.approx(nats * BITS, rel=1e-12)
+    assert coder.law.shape == (x_0.numel(), 256)
+    total = coder.law.exp().sum(1)  # 256 probabilities, each rounded
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=256 * U)
     for (t, x_t, x_0_hat), step in zip(received, sent, strict=True):
         assert (t, step.t) == (step.t, t)
         assert torch.equal(x_t, step.x_t)
@@ -138,24 +146,25 @@ def test_each_step_is_charged_its_term_of_the_bound():
     assert coder.bits == pytest.approx(sum(step.kl for step in sent), rel=1e-12)
 
 
-@pytest.mark.parametrize("sigma2", ["beta", "beta_tilde"])
+@pytest.mark.parametrize("sigma2", [(), ("beta_tilde",)])
 def test_a_gradient_is_received_bit_by_bit(sigma2):
     """Algorithms 3 and 4: every x_t, every x̂_0 and x_0 itself, from the message, the
-    seed, the shape and the network. Another seed gives another picture.
+    seed, the shape and the network; unasked, both sides take the same σ_t². Another
+    seed gives another picture.
     """
     s = linear_schedule(25)
     eps_theta, x_0 = gradient_oracle(s, 3, 3), gradient()
     shape = tuple(x_0.shape)
-    message, sent = send(s, eps_theta, x_0, RandomSender(5), sigma2)
+    message, sent = send(s, eps_theta, x_0, RandomSender(5), *sigma2)
     assert isinstance(message, bytes)
-    received = list(receive(s, eps_theta, shape, RandomReceiver(message, 5), sigma2))
+    received = list(receive(s, eps_theta, shape, RandomReceiver(message, 5), *sigma2))
     assert [t for t, _, _ in received] == [step.t for step in sent]
     for (_, x_t, x_0_hat), step in zip(received, sent, strict=True):
         assert torch.equal(x_t, step.x_t)
         assert torch.equal(x_0_hat, step.x_0_hat)
     assert torch.equal(received[-1][1], x_0)
     other = RandomReceiver(message, 6)
-    *_, (_, elsewhere, _) = receive(s, eps_theta, shape, other, sigma2)
+    *_, (_, elsewhere, _) = receive(s, eps_theta, shape, other, *sigma2)
     assert not torch.equal(elsewhere, x_0)
 
 
@@ -187,3 +196,31 @@ def test_bad_input_is_refused():
         send(s, lambda x, t: x, x_0 + 1e-2, Direct())
     with pytest.raises(ValueError, match="not finite"):
         send(s, lambda x, t: x * math.nan, x_0, Direct())
+
+
+@pytest.mark.parametrize("sender", [0, 1])
+def test_both_sides_need_the_seed_that_was_said(sender):
+    """Another seed is another message; it is read with the seed it was written with."""
+    s, x_0 = Schedule(torch.tensor([1e-3, 0.3, 0.9])), gradient()
+    message, sent = send(s, some_network, x_0, RandomSender(sender))
+    other, _ = send(s, some_network, x_0, RandomSender(1 - sender))
+    assert message != other
+    for seed in (sender, 1 - sender):
+        coder = RandomReceiver(message, seed)
+        _, x_T, _ = next(receive(s, some_network, x_0.shape, coder))
+        assert torch.equal(x_T, sent[0].x_t) == (seed == sender)
+
+
+@pytest.mark.parametrize("sigma2", ["beta", "beta_tilde", "fixedlarge"])
+def test_sender_and_receiver_use_the_sigma2_that_was_said(sigma2):
+    """Eq. 1, 13: p's variance is σ_t² at each step, and σ_1² for the levels."""
+    s, x_0 = Schedule(torch.tensor([0.1, 0.3, 0.9])), gradient()
+    there = Direct()
+    _, steps = send(s, some_network, x_0, there, sigma2)
+    here = Direct(sent=there.sent)
+    list(receive(s, some_network, x_0.shape, here, sigma2))
+    for coder in (there, here):
+        variances = [float(variance) for _, variance in coder.p]
+        assert variances == [1.0, *s.sigma2(sigma2)[[3, 2]].tolist()]
+        law = log_levels(steps[-2].x_0_hat.double(), sigma2_1(s, sigma2))
+        torch.testing.assert_close(coder.law, law, rtol=1e-5, atol=1e-3)

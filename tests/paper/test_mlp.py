@@ -81,9 +81,13 @@ def test_the_default_is_the_toys():
         (
             torch.zeros(2, 3, 5, 5),
             torch.ones(1).long(),
-            r"\(B,\).*\(2, 3, 5, 5\), got \(1,\)",
+            r"^t must be \(B,\).*\(2, 3, 5, 5\), got \(1,\)",
         ),
-        (torch.zeros(2, 3, 5, 5), 3, r"LongTensor of shape \(B,\), got int"),
+        (
+            torch.zeros(2, 3, 5, 5),
+            3,
+            r"^t must be a LongTensor of shape \(B,\), got int",
+        ),
         (torch.zeros(2, 3, 5, 5), torch.ones(2), r"LongTensor.*got torch\.float32"),
         (
             torch.zeros(2, 3, 5, 5).double(),
@@ -102,5 +106,7 @@ def test_bad_sizes_are_named():
     """As above, for the constructor."""
     with pytest.raises(ValueError, match=r"at least 1, got \(3, 0, 5\), 128 and 3"):
         MLP((3, 0, 5))
+    with pytest.raises(ValueError, match=r"\(3, 5, 5\), 0 and 3"):
+        MLP((3, 5, 5), width=0)
     with pytest.raises(ValueError, match=r"\(3, 5, 5\), 128 and 0"):
         MLP((3, 5, 5), depth=0)

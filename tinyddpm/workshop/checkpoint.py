@@ -19,7 +19,7 @@ from ..beyond.convnext import ConvNeXtBlock, LinearAttention
 from ..mlp import MLP
 from ..unet import ResBlock, SelfAttention, UNet
 from .content import refuse_content
-from .files import write_whole
+from .files import file_size, write_whole
 from .settings import plain
 
 FORMAT = "tinyddpm checkpoint 2"
@@ -62,7 +62,8 @@ class Checkpoint:
         weights, ema: state_dicts of the network and of its moving average.
         optimiser: Adam's state_dict.
         told: the rows of `state.Record.told`, (n, 13), float64.
-        data: a digest of what the run draws (`draws.CheckedDraw`), or None.
+        data: a digest of the first batch that the run's data give
+            (`draws.CheckedDraw`), or None.
     """
 
     step: int
@@ -108,21 +109,27 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads the file, onto the CPU.
+    """Reads the file, onto the CPU; it takes as much memory as the file is large.
 
     Raises:
         OSError: where there is no such file.
         ValueError: for a file that is damaged, cut short, or of another format.
     """
-    content = Path(path).read_bytes()
-    body, digest = memoryview(content)[:-DIGEST], content[-DIGEST:]
-    if hashlib.blake2b(body, digest_size=DIGEST).digest() != digest:
-        raise ValueError(
-            f"{path} is not a whole checkpoint: it is cut short or damaged (its "
-            f"{len(content)} bytes do not fit their check sum), or another program "
-            f"wrote it; move it away, and start again or go on from a good copy"
-        )
-    return Checkpoint(**_parts(Path(path), io.BytesIO(body), len(body), "cpu"))
+    size = file_size(path) - DIGEST
+    with open(path, "rb") as file:
+        found, left = hashlib.blake2b(digest_size=DIGEST), max(0, size)
+        while piece := file.read(min(left, 1 << 20)):
+            found.update(piece)
+            left -= len(piece)
+        if found.digest() != file.read(DIGEST):
+            raise ValueError(
+                f"{path} is not a whole checkpoint: it is cut short or damaged (its "
+                f"{size + DIGEST:,} bytes do not fit their check sum), or another "
+                f"program wrote it; move it away, and start again or go on from a good "
+                f"copy"
+            )
+        file.seek(0)  # torch reads each tensor from the file into its own place
+        return Checkpoint(**_parts(Path(path), file, size, "cpu"))
 
 
 def _parts(path: Path, body: BinaryIO, size: int, device: str) -> dict[str, Any]:
@@ -169,16 +176,29 @@ def rebuild(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
     name, arguments = checkpoint.network
     if name not in CLASSES:
         raise ValueError(f"networks to rebuild are {sorted(CLASSES)}, not {name!r}")
+    found = getattr(checkpoint, weights)
     try:
         parts = {n: PARTS[n][arguments[n]] for n in PARTS.keys() & arguments.keys()}
-        net = CLASSES[name](**(arguments | parts))
-        net.load_state_dict(getattr(checkpoint, weights))
+        whole = arguments | parts
+        _refuse_huge(arguments, sum(x.numel() for x in found.values()))
+        with torch.device("meta"):  # names and shapes, before there is memory for them
+            CLASSES[name](**whole).load_state_dict(found, assign=True)
+        net = CLASSES[name](**whole)
+        net.load_state_dict(found)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"the weights of this checkpoint are not those of {name}(**{arguments}), "
             f"which it says they are: {' '.join(str(error).split())}"
         ) from error
     return net.eval()
+
+
+def _refuse_huge(arguments: dict[str, Any], most: int) -> None:
+    """ValueError for a network with more layers or channels than there are weights."""
+    for name, value in arguments.items():
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(number, int) and number > most:
+                raise ValueError(f"{name} is {value}, for {most:,} weights")
 
 
 def description(net: nn.Module) -> tuple[str, dict[str, Any]] | None:
@@ -222,7 +242,9 @@ def refuse_another_run(
     kinds = [(x.data or ":").split(":")[0] for x in (found, now)]
     alike = kinds[0] == kinds[1] and old.get("batch") == new.get("batch")
     if alike and found.shape == now.shape and found.data != now.data:
-        differ.append("the data: their pictures are not the same")
+        differ.append(
+            "the data: a first batch drawn from them does not hold the same pictures"
+        )
     if not torch.equal(found.beta, now.beta):
         differ.append("the schedule's beta")
     sizes = [{k: v.shape for k, v in x.weights.items()} for x in (found, now)]

@@ -48,15 +48,17 @@ def fit(
         net: ε_θ, (x_t, t) or (x_t, t, c) -> eps_hat; trained in place, on its device.
             It is asked once before anything else, so that data that it cannot take are
             refused before the work. Its training flags stay as they are. One that
-            torch.compile or DataParallel wraps is taken out: see config.compile, and
-            torchrun for several GPUs.
+            torch.compile or DataParallel wraps is taken out, and trains on one device:
+            see config.compile, and torchrun for several GPUs.
         draw: draw(B, generator) -> (x_0,) or (x_0, c), as `data.drawer` makes it.
         config: config.batch is over all processes of torch.distributed.
         log: gets a `Record` every config.log_every steps and at the end, in process 0.
         checkpoint: the file to save to: at the start, every config.save_every steps,
             at the end, and on SIGINT, SIGTERM and what batch systems send.
         resume: go on from that file, if it is there.
-    Returns: the moving average of net, the one to sample from.
+    Returns: the moving average of net, the one to sample from. Killed and resumed, it
+        is bit for bit the same on a CPU, if the numbers of threads and processes are:
+        sums of floats round otherwise when they are split otherwise.
     Raises:
         ValueError: data outside [-1, 1] or not for this network, a batch that the
             processes cannot share evenly, a checkpoint damaged or of another run.
@@ -66,6 +68,11 @@ def fit(
     """
     plain, B = unwrapped(net), config.batch
     device = next(plain.parameters()).device
+    if any(isinstance(module, nn.DataParallel) for module in net.modules()):
+        tell(
+            f"the network is trained without its DataParallel wrapper, on {device} "
+            f"alone; to train on several GPUs, start the script with torchrun"
+        )
     s, shares = s.to(device), parts(B, config.micro_batch)
     eps_theta = faster(
         net, config.bf16, config.channels_last, config.compile, dist.is_initialized()
