@@ -28,6 +28,7 @@ from tinyddpm.workshop.progress import Progress
 TINY = ["--steps", "4", "--batch", "2", "--log-every", "2", "--save-every", "2"]
 TINY += ["--base", "4", "--multipliers", "1", "2", "--attention", "1"]
 TINY += ["--T", "24", "--samples", "4", "--device", "cpu", "--no-bf16"]
+TINY += ["--warmup", "0"]  # so that four steps change something
 
 
 def write_idx(path: Path, n: int = 3, size: int = 28) -> np.ndarray:
@@ -157,7 +158,7 @@ def test_pictures_are_padded_not_resized(suffix, tmp_path):
 def test_other_blocks_change_the_network_and_are_known_again(photos, tmp_path):
     """--convnext and --linear each change the network, and `sample` rebuilds it."""
     sizes, losses = {}, set()
-    for flags in ((), ("--convnext",), ("--linear",), ("--convnext", "--linear")):
+    for flags in ((), ("--convnext",), ("--linear",)):
         out = tmp_path / "-".join(("out", *flags))
         figures = run(photos, out, *flags)
         sizes[flags] = figures["parameters"]
@@ -166,8 +167,8 @@ def test_other_blocks_change_the_network_and_are_known_again(photos, tmp_path):
         of = ["sample", str(out / "checkpoint.pt"), "--pictures", "1", "--steps", "2"]
         assert command([*of, "--out", made]) == 0
     assert sizes["--linear",] == sizes[()]  # the attentions have equally many
-    assert sizes["--convnext",] == sizes["--convnext", "--linear"] != sizes[()]
-    assert len(losses) == 4
+    assert sizes["--convnext",] != sizes[()]
+    assert len(losses) == 3
 
 
 def timed(monkeypatch, each: float) -> None:
