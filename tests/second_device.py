@@ -278,9 +278,13 @@ def ran(
 
 
 def hold_to(case: Case) -> None:
-    """The law of a row: the place, the numbers, and the counts, whatever T is."""
+    """The law of a row: the place, the numbers, and the counts, whatever T is.
+
+    And what comes out can be trained on: it is no tensor of inference mode.
+    """
     want, *none = ran(case, there=False)
     assert none == [0, 0]
+    assert not any(isinstance(x, Tensor) and x.is_inference() for x in want)
 
     def costs(copies: int, waits: int, T: int = 5, s_there: bool = False) -> None:
         got, *counts = ran(case, T=T, s_there=s_there)
