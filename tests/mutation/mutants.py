@@ -63,12 +63,14 @@ LAWS = {
         "paper/test_algorithm_2.py",
         "paper/test_section_4_4_interpolation.py",
         "paper/test_every_equation.py",
+        "paper/test_second_device.py",
     ),
     "train.py": (
         "paper/test_eq_14_loss.py",
         "paper/test_eq_12_is_eq_10_is_eq_8.py",
         "paper/test_algorithm_1.py",
         "paper/test_ema.py",
+        "paper/test_second_device.py",
     ),
     "bound.py": (
         "paper/test_eq_05_bound.py",
@@ -76,12 +78,18 @@ LAWS = {
         "paper/test_eq_12_is_eq_10_is_eq_8.py",
         "paper/test_eq_13_decoder.py",
         "paper/test_section_4_3_rate_distortion.py",
+        "paper/test_second_device.py",
     ),
     "coding.py": ("paper/test_algorithm_3_and_4.py",),
-    "data.py": ("paper/test_drawer.py", "paper/test_section_3_3_scale.py"),
+    "data.py": (
+        "paper/test_drawer.py",
+        "paper/test_section_3_3_scale.py",
+        "paper/test_second_device.py",
+    ),
     "mlp.py": (
         "paper/test_mlp.py",
         "paper/test_time_embedding.py",
+        "paper/test_second_device.py",
         "reference/test_autograd.py",
     ),
     "layers.py": ("paper/test_layers.py", "paper/test_unet.py"),
@@ -90,7 +98,7 @@ LAWS = {
         "paper/test_layers.py",
         "reference/test_autograd.py",
     ),
-    "beyond/oracle.py": ("beyond/test_oracle.py",),
+    "beyond/oracle.py": ("beyond/test_oracle.py", "beyond/test_second_device.py"),
     "beyond/levels.py": (
         "beyond/test_levels.py",
         "beyond/test_oracle.py::test_the_quadrature_has_converged",

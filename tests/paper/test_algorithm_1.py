@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import tinyddpm
@@ -168,6 +169,12 @@ def test_fit_is_algorithm_1_with_appendix_bs_optimiser():
             torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-6, atol=1e-6)
 
 
+def test_a_network_is_trained_in_training_mode():
+    """App. B's dropout is on in every step, in whatever mode the network was given."""
+    net, _ = trained(net=Net(0.5).eval())
+    assert len(net.asked) == CONFIG.steps  # it notes what it is asked in training mode
+
+
 def test_t_is_uniform_on_1_to_T_and_eps_is_standard_normal():
     """Alg. 1, lines 3 and 4: t ~ U{1..T}, ε ~ N(0, I), all independent.
 
@@ -319,6 +326,23 @@ def test_the_rate_rises_for_5000_steps_and_stays():
     short = Hyperparameters(steps=1000, warmup=0, lr_end=1e-5)
     rates = [learning_rate(short, step) for step in (1, 500, 1000)]
     assert rates == pytest.approx([2e-4, 1.05e-4, 1e-5], rel=1e-5)
+
+
+@given(st.integers(1, 400), st.integers(0, 400), st.sampled_from([0.0, 1e-5, 3e-4]))
+def test_a_cosine_ends_where_it_says_and_the_warm_up_is_a_line(steps, warmup, end):
+    """The rate of the last step is lr_end, half way it is the mean of both; over the
+    warm-up it is the same cosine times step/warmup, and after it the cosine itself."""
+    with_, without = (
+        Hyperparameters(steps=2 * steps, warmup=w, lr_end=end) for w in (warmup, 0)
+    )
+    middle, last = (learning_rate(without, n * steps) for n in (1, 2))
+    assert middle == pytest.approx((2e-4 + end) / 2, rel=1e-12)
+    assert last == pytest.approx(end, rel=1e-12, abs=1e-19)
+    for step in (1, warmup // 2, warmup, warmup + 1, steps, 2 * steps):
+        share = min(1.0, step / warmup) if warmup else 1.0
+        cosine = learning_rate(without, step)
+        found = learning_rate(with_, step)
+        assert found == pytest.approx(share * cosine, rel=1e-12, abs=1e-19)
 
 
 def test_the_defaults_are_the_papers():

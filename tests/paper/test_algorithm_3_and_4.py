@@ -27,7 +27,8 @@ from tinyddpm import (
 )
 from tinyddpm.beyond.oracle import gradient_oracle
 from tinyddpm.beyond.random_coding import RandomReceiver, RandomSender
-from tinyddpm.coding import reverse
+from tinyddpm.bound import sigma2_1
+from tinyddpm.coding import log_levels, reverse
 
 from ..helpers import BITS, U, gradient, quiet, some_network
 from ..strategies import choices_of_sigma2, seeds, share
@@ -195,3 +196,31 @@ def test_bad_input_is_refused():
         send(s, lambda x, t: x, x_0 + 1e-2, Direct())
     with pytest.raises(ValueError, match="not finite"):
         send(s, lambda x, t: x * math.nan, x_0, Direct())
+
+
+@pytest.mark.parametrize("sender", [0, 1])
+def test_both_sides_need_the_seed_that_was_said(sender):
+    """Another seed is another message; it is read with the seed it was written with."""
+    s, x_0 = Schedule(torch.tensor([1e-3, 0.3, 0.9])), gradient()
+    message, sent = send(s, some_network, x_0, RandomSender(sender))
+    other, _ = send(s, some_network, x_0, RandomSender(1 - sender))
+    assert message != other
+    for seed in (sender, 1 - sender):
+        coder = RandomReceiver(message, seed)
+        _, x_T, _ = next(receive(s, some_network, x_0.shape, coder))
+        assert torch.equal(x_T, sent[0].x_t) == (seed == sender)
+
+
+@pytest.mark.parametrize("sigma2", ["beta", "beta_tilde", "fixedlarge"])
+def test_sender_and_receiver_use_the_sigma2_that_was_said(sigma2):
+    """Eq. 1, 13: p's variance is σ_t² at each step, and σ_1² for the levels."""
+    s, x_0 = Schedule(torch.tensor([0.1, 0.3, 0.9])), gradient()
+    there = Direct()
+    _, steps = send(s, some_network, x_0, there, sigma2)
+    here = Direct(sent=there.sent)
+    list(receive(s, some_network, x_0.shape, here, sigma2))
+    for coder in (there, here):
+        variances = [float(variance) for _, variance in coder.p]
+        assert variances == [1.0, *s.sigma2(sigma2)[[3, 2]].tolist()]
+        law = log_levels(steps[-2].x_0_hat.double(), sigma2_1(s, sigma2))
+        torch.testing.assert_close(coder.law, law, rtol=1e-5, atol=1e-3)

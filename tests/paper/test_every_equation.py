@@ -64,6 +64,16 @@ def test_a_batch_of_mixed_t_is_its_items(name, s, shape, dtype, seed, data):
 
 
 @every_equation
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_empty_batch_stays_empty(name, dtype):
+    """B = 0: nothing to compute is no error, and nothing comes out."""
+    formula, others = EQUATIONS[name]
+    x, t = torch.zeros(0, 3, 2, dtype=dtype), torch.zeros(0, dtype=torch.long)
+    made = formula(linear_schedule(), x, t, *[x for _ in others])
+    assert (made.shape, made.dtype) == (x.shape, dtype)
+
+
+@every_equation
 @share(40)
 @given(schedules(), shapes, seeds, st.data())
 def test_each_formula_is_linear(name, s, shape, seed, data):

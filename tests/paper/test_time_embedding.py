@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyddpm import time_embedding
+from tinyddpm import MLP, UNet, time_embedding
 
 
 @given(st.floats(0, 1e4), st.integers(2, 40).map(lambda half: 2 * half))
@@ -40,3 +40,17 @@ def test_time_embedding_refuses_odd_and_tiny_widths(dim):
     """At 2 the exponent's denominator dim/2 - 1 is 0; an odd width has no pairs."""
     with pytest.raises(ValueError, match=f"even and >= 4, got {dim}"):
         time_embedding(torch.ones(1), dim)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("make", [lambda: MLP((3, 2, 2)), lambda: UNet(3, 8, (1, 1))])
+def test_networks_round_the_embedding_once(make, dtype):
+    """Whatever dtype the pictures have: bfloat16 would make 996 of t = 997, and float32
+    lose the last digits of ω_i t."""
+    net, seen = make().to(dtype), []
+    first = net.emb1 if isinstance(net, MLP) else net.dense1
+    first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    t = torch.tensor([1, 334, 997])
+    net(torch.zeros(3, 3, 2, 2, dtype=dtype), t)
+    exact = time_embedding(t.double(), first.in_features)
+    assert torch.equal(seen[0], exact.to(dtype))

@@ -138,12 +138,12 @@ def noise_weight(beta: ndarray, t: ndarray, sigma2: ndarray) -> ndarray:
     return gaussian_kl(mu_tilde, sigma2, mu_theta, sigma2) / size**2
 
 
-def log_bin_probability(level: int, mean: float, sigma: float) -> float:
-    """Eq. 13, one pixel: log ∫ N(x; mean, σ²) dx over the bin of 8-bit level 0..255
+def bin_nodes(level: int, mean: float, sigma: float) -> tuple[float, ndarray, ndarray]:
+    """(top, d, weights): an integral over the bin of 8-bit level 0..255 as a sum
 
     The bin is x ± 1/255 around x = level/127.5 - 1, open to -∞ at 0 and to +∞ at 255.
-    Gauss-Legendre on 80 panels around the bin's highest point, as far as the density
-    matters; measured from that point and relative to it, so that no tail underflows.
+    Gauss-Legendre on 80 panels around the bin's highest point under N(mean, σ²), which
+    is mean + σ top, as far as the density matters. The nodes are at mean + σ (top + d).
     """
     x = level / 127.5 - 1
     low = -math.inf if level == 0 else (x - 1 / 255 - mean) / sigma
@@ -153,6 +153,15 @@ def log_bin_probability(level: int, mean: float, sigma: float) -> float:
     edges = np.linspace(max(low - top, -fall), min(high - top, fall), 81)
     nodes, weights = np.polynomial.legendre.leggauss(20)
     half, middle = np.diff(edges)[:, None] / 2, (edges[1:, None] + edges[:-1, None]) / 2
-    d = middle + half * nodes  # from the top; (top² - (top + d)²)/2 = -d (top + d/2)
-    integral = np.sum(half * weights * np.exp(-d * (top + d / 2)))
+    return top, middle + half * nodes, half * weights
+
+
+def log_bin_probability(level: int, mean: float, sigma: float) -> float:
+    """Eq. 13, one pixel: log ∫ N(x; mean, σ²) dx over the bin of 8-bit level 0..255
+
+    Relative to the density at the bin's highest point, so that no tail underflows:
+    (top² - (top + d)²)/2 = -d (top + d/2).
+    """
+    top, d, weights = bin_nodes(level, mean, sigma)
+    integral = np.sum(weights * np.exp(-d * (top + d / 2)))
     return math.log(integral) - top**2 / 2 - math.log(2 * math.pi) / 2

@@ -1,4 +1,4 @@
-"""torch's L_simple and all its gradients against the NumPy networks and autograd.
+"""torch's L_simple and bound, and their gradients, against NumPy's networks and engine.
 
 The law is eq. 14: for the same weights, pictures, t and ε, L_simple and its derivative
 with respect to every weight and to every pixel of x_t are the same numbers, whether
@@ -16,14 +16,16 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tinyddpm import train
+from tinyddpm import L_0, L_T, L_tm1, train
+from tinyddpm.bound import sigma2_1
 from tinyddpm.mlp import MLP
 from tinyddpm.schedule import Schedule, constant_schedule, linear_schedule
 from tinyddpm.train import EMA, Hyperparameters, L_simple, algorithm_1
 from tinyddpm.unet import UNet
 
-from ..strategies import normal, schedules, seeds, share, steps
-from . import numpy_networks, numpy_reference
+from ..helpers import RTOL, U
+from ..strategies import choices_of_sigma2, normal, schedules, seeds, share, steps
+from . import numpy_autograd, numpy_networks, numpy_reference
 from .numpy_autograd import Node, gradients
 
 TOLERANCE = 1e-9
@@ -206,6 +208,81 @@ def test_the_gradient_that_algorithm_1_takes_is_numpys(seed):
     run = algorithm_1(s, net, draw, h, EMA(net, h.ema), adam, gradient=compared)
     assert [step for step, _ in run] == [1, 2, 3]
     assert steps_taken == 3
+
+
+def decoder(v: np.ndarray, mean: Node, sigma: float) -> Node:
+    """Eq. 13: Σ ln of the bins' probabilities, by quadrature of the density."""
+    total = Node(0.0)
+    for i, level in np.ndenumerate(v):
+        mu = float(mean.value[i])
+        top, d, weights = numpy_reference.bin_nodes(int(level), mu, sigma)
+        z = (mu + sigma * (top + d) - mean[i]) * (1 / sigma)  # fixed nodes, a mean
+        bin_ = (weights * numpy_autograd.exp((top**2 - z * z) * 0.5)).sum()
+        total = total + numpy_autograd.log(bin_) - top**2 / 2
+    return total - v.size * np.log(2 * np.pi) / 2
+
+
+@share(20)
+@given(schedules(min_T=2, max_T=50), choices_of_sigma2, seeds, st.data())
+def test_the_gradients_of_the_bound_are_numpys(s, sigma2, seed, data):
+    """Eq. 5, 8, 13: L_T, L_{t-1} and L_0 and their derivatives in x̂_0, and in x_0,
+    are the NumPy engine's, with the levels 0 and 255 among the pictures'.
+
+    There by products of Gaussians, Gauss-Hermite and Gauss-Legendre quadrature; a few
+    differences of numbers near 1, each right to RTOL. The KLs are parabolas, for which
+    a central difference is exact but for its rounding, that of pictures h apart.
+    """
+    v = data.draw(st.lists(st.sampled_from([0, 1, 128, 254, 255]), min_size=3))
+    v = np.array(v[:6]).reshape(1, -1)
+    x_0 = torch.from_numpy(v / 127.5 - 1)
+    sigma_1 = sigma2_1(s, sigma2) ** 0.5
+    x_0_hat = x_0 + min(sigma_1, 0.3) * normal(seed, x_0.shape)
+    t = data.draw(steps(s, 1, first=2))
+    beta, n = s.beta[1:].numpy(), t.numpy()
+    variance = numpy_reference.beside(s.sigma2(sigma2).numpy(), n, v)
+
+    def numpy_bound(x_0: Node, x_0_hat: Node) -> dict[str, Node]:
+        m, w = numpy_reference.moments(beta)
+        zero = np.zeros(v.shape)
+        of_q, of_p = (
+            numpy_reference.posterior(beta, zero, x, n) for x in (x_0, x_0_hat)
+        )
+        kl = numpy_reference.gaussian_kl
+        return {
+            "L_T": kl(m[-1] * x_0, w[-1], 0.0, 1.0).sum(),
+            "L_tm1": kl(of_q[0], of_q[1], of_p[0], variance).sum(),
+            "L_0": -decoder(v, x_0_hat, sigma_1),
+        }
+
+    def bound(x: Tensor, x_0_hat: Tensor) -> dict[str, Tensor]:
+        return {
+            "L_T": L_T(s, x).sum(),
+            "L_tm1": L_tm1(s, x, t, x_0_hat, sigma2).sum(),
+            "L_0": L_0(s, x_0, x_0_hat, sigma2).sum(),  # of levels: no slope in x_0
+        }
+
+    nodes = [Node(x.numpy()) for x in (x_0, x_0_hat)]
+    leaves = [x.clone().requires_grad_() for x in (x_0, x_0_hat)]
+    h, along = 2.0**-6, [normal(seed + i, x_0.shape) for i in (1, 2)]
+    wanted = numpy_bound(*nodes)
+    for name, term in bound(*leaves).items():
+        found = torch.autograd.grad(term, leaves, allow_unused=True)
+        want = gradients(wanted[name], nodes)
+        got = [np.zeros(v.shape) if g is None else g.numpy() for g in found]
+        size = max(float(np.abs(w).max()) for w in want)
+        value = float(term.detach())
+        error = 8 * RTOL * (1 + abs(value))
+        assert abs(value - wanted[name].value) <= error, name
+        for g, w in zip(got, want, strict=True):
+            assert np.abs(g - w).max() <= 8 * RTOL * size + 64 * U, name
+        if name != "L_0":
+            ends = [
+                float(bound(x_0 + h_ * along[0], x_0_hat + h_ * along[1])[name])
+                for h_ in (h, -h)
+            ]
+            slope = sum((g * v.numpy()).sum() for g, v in zip(got, along, strict=True))
+            rounding = 64 * U * sum(map(abs, ends)) / h**2
+            assert abs((ends[0] - ends[1]) / (2 * h) - slope) <= rounding, name
 
 
 def test_no_weight_escapes_the_check():

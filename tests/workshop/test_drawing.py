@@ -51,6 +51,22 @@ def test_a_picture_is_the_same_whatever_the_batch(how, capsys):
     assert not torch.equal(drawn(7, 7, seed=1, keep=(first,), **how)[first], x_T)
 
 
+@pytest.mark.parametrize(("name", "steps"), [("ddpm", None), ("ddpm", 7), ("ddim", 7)])
+def test_a_network_is_asked_without_dropout(name, steps, capsys):
+    """Whatever mode it is in, which it keeps: a grid may be made in mid-training."""
+    modes = []
+
+    class Watched(torch.nn.Module):
+        def forward(self, x_t, t):
+            modes.append(self.training or torch.is_grad_enabled())
+            return some_network(x_t, t)
+
+    net = Watched()
+    drawn(1, 1, name=name, steps=steps, net=net)
+    assert modes == [False] * (steps or S.T)
+    assert net.training
+
+
 def grows(by):
     """A network that leads to pictures of about this size: ε̂ = 0 but at the end."""
     return lambda x_t, t: torch.zeros_like(x_t) - by * (t == 1).view(-1, 1, 1, 1)

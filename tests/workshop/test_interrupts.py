@@ -3,10 +3,12 @@
 import dataclasses
 import os
 import signal
+import threading
 
 import pytest
 
 from tinyddpm.workshop.checkpoint import load_checkpoint
+from tinyddpm.workshop.interrupts import signals
 
 from .training_run import CONFIG, train
 
@@ -73,3 +75,35 @@ def test_a_closed_stderr_costs_no_checkpoint(tmp_path, monkeypatch):
         train(tmp_path, send(signal.SIGTERM, 2), config=LONG)
     assert ended.value.code == 143
     assert load_checkpoint(tmp_path / "c.pt").step == 3
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_second_signal_ends_a_run_of_one_process_at_once(monkeypatch, world):
+    """The first is noted, and then does what it did before: SIGINT interrupts. Where
+    several train together all are noted, since torchrun sends one of its own."""
+    monkeypatch.setattr("tinyddpm.workshop.interrupts.world", lambda: world)
+    before = signal.getsignal(signal.SIGINT)
+    with signals(True) as caught:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert caught == [signal.SIGINT]
+        if world == 1:
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
+    assert caught == [signal.SIGINT] * world  # of two, both
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_in_another_thread_signals_are_left_alone():
+    """Python lets the main thread alone handle them: a run elsewhere goes without."""
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def run():
+        with signals(True) as caught:
+            seen.append((caught, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [([], before)]

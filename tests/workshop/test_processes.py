@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tinyddpm.workshop.checkpoint import load_checkpoint
-from tinyddpm.workshop.processes import join
+from tinyddpm.workshop.processes import join, parts
 from tinyddpm.workshop.run import seed_masks
 
 from .training_run import CONFIG, alone, one_of_two, processes
@@ -69,6 +71,26 @@ def test_two_processes_are_one_to_rounding(tmp_path, micro_batch):
     assert worst < 1e-10
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@given(st.integers(1, 4), st.integers(1, 9), st.none() | st.integers(1, 12))
+def test_the_pieces_cover_the_batch_once(count, share, micro_batch):
+    """Over all processes the pieces are the batch in its order, none larger than asked
+    for; each process has one share of it, and a batch that leaves a rest is refused.
+    """
+    batch, found = count * share, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tinyddpm.workshop.processes.world", lambda: count)
+        for rank in range(count):
+            patch.setattr("tinyddpm.workshop.processes.rank", lambda rank=rank: rank)
+            pieces = [range(batch)[piece] for piece in parts(batch, micro_batch)]
+            assert all(0 < len(piece) <= (micro_batch or share) for piece in pieces)
+            assert sum(map(len, pieces)) == share
+            found += [i for piece in pieces for i in piece]
+        if count > 1:
+            with pytest.raises(ValueError, match=f"batch of {batch + 1} cannot"):
+                parts(batch + 1, micro_batch)
+    assert found == list(range(batch))
 
 
 def test_each_process_and_step_has_dropout_masks_of_its_own(monkeypatch):

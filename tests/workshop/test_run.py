@@ -146,6 +146,41 @@ def test_a_run_that_is_done_is_left_as_it_is(tmp_path):
     assert repr(once_more.told) == repr(last.told)  # there are nans in it
 
 
+def test_each_step_is_taken_with_dropout_masks_of_its_own():
+    """All of the network trains in training mode, though it was given in evaluation
+    mode and is asked so at first; no two steps, nor two pieces of one, share a mask."""
+    modes, masks = [], []
+
+    class Watched(Net):
+        def forward(self, x_t, t):
+            modes.append({m.training for m in self.modules()})
+            masks.append(tuple(self.dropout(torch.ones(64)).tolist()))
+            return super().forward(x_t, t)
+
+    net = Watched(0.5).eval()
+    trained(dataclasses.replace(CONFIG, log_every=1, micro_batch=3), net)
+    assert modes == [{False}] + [{True}] * 24
+    assert len(set(masks[1:])) == 24
+    assert not any(m.training for m in net.modules())
+
+
+def test_what_is_said_to_be_saved_is(tmp_path):
+    """When `log` is told of a step, the file is of that step if it says so, with the
+    row that was just told, and of an earlier one if not."""
+    path, said = tmp_path / "c.pt", []
+
+    def look(r):
+        found = load_checkpoint(path)
+        said.append((r.step, r.saved))
+        assert (found.step == r.step) == r.saved
+        if r.saved:
+            assert found.told[:, 0].tolist() == [row[0] for row in r.told]
+
+    config = dataclasses.replace(CONFIG, steps=6, log_every=2, save_every=4)
+    trained(config, log=look, checkpoint=path)
+    assert said == [(2, False), (4, True), (6, True)]
+
+
 def test_nothing_of_the_callers_is_changed_but_the_weights():
     """Training flags, modules, hooks and random numbers are as they were before.
 
@@ -185,9 +220,10 @@ def test_nothing_of_the_callers_is_changed_but_the_weights():
 
 
 @pytest.mark.parametrize("wrap", ["compiled", "DataParallel", "both"])
-def test_a_wrapped_network_is_the_network_inside(tmp_path, wrap):
+def test_a_wrapped_network_is_the_network_inside(tmp_path, wrap, capfd):
     """torch.compile(net) and DataParallel(net) train, save and are rebuilt as net is:
-    the same file, with which the one goes on where the other stopped."""
+    the same file, with which the one goes on where the other stopped. That it trains
+    on one device only is told to whoever gave a DataParallel."""
 
     def wrapped(net):
         if wrap != "compiled":
@@ -213,6 +249,8 @@ def test_a_wrapped_network_is_the_network_inside(tmp_path, wrap):
         )
     x, t = torch.ones(1, 2, 4, 4), torch.tensor([3])
     assert torch.equal(rebuild(plain)(x, t), rebuild(other)(x, t))
+    told = "without its DataParallel wrapper, on cpu alone" in capfd.readouterr().err
+    assert told == (wrap != "compiled")
 
 
 # What is shared out and sped up is the same run to rounding

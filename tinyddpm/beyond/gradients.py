@@ -74,14 +74,14 @@ def held_against_the_law(x_0: Tensor) -> dict[str, float]:
     the largest difference of the distribution functions, and how likely one as large
     is for as many uniform numbers.
     """
-    g = gradient_ramp(*x_0.shape[2:]).flatten()
+    g = gradient_ramp(*x_0.shape[2:]).flatten().to(x_0.device)
     basis = torch.stack([1 - g, g])
     x = x_0.double().flatten(2)
     colours = x @ torch.linalg.pinv(basis)  # (B, C, 2)
     rest = x - colours @ basis
     u = (((colours + 1) * 127.5 + 0.5) / 256).flatten().sort().values.clamp(0, 1)
     n = len(u)
-    above = torch.arange(1, n + 1, dtype=torch.float64) / n - u
+    above = torch.arange(1, n + 1, dtype=torch.float64, device=u.device) / n - u
     distance = float(torch.maximum(above, 1 / n - above).max())
     return {
         "rms_outside_the_plane": 127.5 * float(rest.square().mean().sqrt()),

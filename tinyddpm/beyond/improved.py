@@ -63,7 +63,7 @@ def strided(
     rising = torch.tensor([0, *reversed(check_steps(steps, s.T))])
     alpha_bar = s.alpha_bar.cpu()[rising]
     fewer = Schedule(1 - alpha_bar[1:] / alpha_bar[:-1]).to(s.alpha_bar.device)
-    ask = asked(net)
+    ask, rising = asked(net), rising.to(s.alpha_bar.device)
 
     def at_tau(x_t: Tensor, t: Tensor, *c: Tensor) -> Any:
         return ask(x_t, rising.to(t.device)[t], *c)

@@ -77,26 +77,30 @@ def command_line(
     description: str | None,
     config: Config,
     presets: Mapping[str, Config],
-    switches: Mapping[str, str] | None = None,
+    more: Mapping[str, dict[str, Any]] | None = None,
     together: bool = False,
+    prog: str | None = None,
 ) -> tuple[Config, argparse.Namespace]:
-    """The settings that `argv` asks for, and the switches beside them.
+    """The settings that `argv` asks for, and the flags beside them.
 
     Args:
         config: the defaults.
         presets: other defaults, by the flag that asks for them.
-        switches: further flags and their help; --resume is always one.
+        more: further flags, as argparse takes them; --resume is always one.
         together: whether the script can be started by torchrun.
+        prog: what is typed to start it, where that is not the file's name.
     """
     if not together:
         refuse_several()
     asked = [preset for flag, preset in presets.items() if flag in argv]
     parser = flags(asked[0] if asked else config, description or "")
+    if prog:
+        parser.prog, parser.usage = prog, "%(prog)s PATH [flags]"
     for flag in presets:
         parser.add_argument(flag, action="store_true", help="other defaults, see above")
     parser.add_argument("--resume", action="store_true", help="go on from --out")
-    for flag, meaning in (switches or {}).items():
-        parser.add_argument(flag, action="store_true", help=meaning)
+    for flag, settings in (more or {}).items():
+        parser.add_argument(flag, **settings)
     args = parser.parse_args(argv)
     return from_flags(type(config), args), args
 
