@@ -97,7 +97,8 @@ def result(out: Path) -> dict[str, Any]:
         if path.name == "checkpoint.pt":
             c = load_checkpoint(path)
             config = {k: v for k, v in c.config.items() if k != "out"}
-            rows = c.told[:, torch.arange(13) != 1].tolist()
+            # -1 for nan, where a tenth was not drawn: nan is unequal to itself
+            rows = c.told[:, torch.arange(13) != 1].nan_to_num(-1).tolist()
             found |= {"step": c.step, "config": config, "rows": rows, "data": c.data}
             for part in ("weights", "ema", "optimiser"):
                 found[part] = [x.numpy().tobytes() for x in tensors(getattr(c, part))]
@@ -174,12 +175,12 @@ def main(kills: int, seed: int, folder: Path) -> bool:
         left += len(found.keys() - whole.keys())
         same, problems = same + (not faults), problems + faults
         print(f"  {out.name}: {tries} signals, {len(faults)} faults", flush=True)
+        print("".join(f"  {fault}\n" for fault in faults), end="", flush=True)
     print(f"\n{sum(ends.values())} kills in {runs} runs, each resumed to its end")
     for (name, how), count in sorted((+ends).items()):  # those above 0
         print(f"  {name:10}{how:30}{count:4}")
     print(f"  runs that end as one that was not killed, to the bit: {same} of {runs}")
     print(f"  files left over: {left}; tracebacks or failures: {len(problems)}")
-    print("".join(f"  {p}\n" for p in problems), end="")
     return not problems
 
 
