@@ -76,7 +76,7 @@ SMOKE = Config(
 
 
 def main(argv: list[str]) -> None:
-    more = {"--download": "fetch CIFAR-10 first"}
+    more = {"--download": {"action": "store_true", "help": "fetch CIFAR-10 first"}}
     c, args = command_line(argv, __doc__, Config(), {"--smoke": SMOKE}, more, True)
     device, restarted = join(pick_device(c.device), Path(c.out) / "checkpoint.pt")
     if args.download and rank() == 0:

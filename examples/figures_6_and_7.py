@@ -32,9 +32,10 @@ def trained(s: Schedule, steps: int, seed: int) -> EpsTheta:
     """The toy's network after Algorithm 1, with the settings of train_gradients.py."""
     torch.manual_seed(seed)
     h = Hyperparameters(
-        steps, batch=512, lr=2e-3, lr_end=0.0, warmup=100, ema=0.99, seed=seed
-    )
-    return fit(s, MLP((3, SIZE, SIZE)), gradient_drawer(SIZE, SIZE), h)
+        steps, batch=512, lr=4e-3, lr_end=0.0, warmup=100, max_norm=0.03, ema=0.99,
+        seed=seed,
+    )  # fmt: skip
+    return fit(s, MLP((3, SIZE, SIZE), 96), gradient_drawer(SIZE, SIZE), h)
 
 
 def rms(x: Tensor) -> Tensor:

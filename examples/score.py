@@ -42,6 +42,7 @@ from tinyddpm.workshop.machine import choose_precision
 from tinyddpm.workshop.pictures import grid, save_png
 from tinyddpm.workshop.progress import errors_as_sentences
 from tinyddpm.workshop.readers import read_npy_images, read_npy_labels
+from tinyddpm.workshop.scripts import say_out_of_range
 from tinyddpm.workshop.settings import pick_device
 from tinyddpm.workshop.speed import faster
 
@@ -126,6 +127,7 @@ def draw(args: argparse.Namespace, device: torch.device) -> Labelled:
     checkpoint = load_checkpoint(args.checkpoint)
     s, net = Schedule(checkpoint.beta), rebuild(checkpoint).to(device)
     g, done, classes = Generator(device).manual_seed(args.seed), [], None
+    farthest = []  # of each picture the number farthest from 0, (chunk, 1)
     if getattr(net, "num_classes", None):
         classes = torch.arange(args.samples, device=device) % net.num_classes
     bf16, why = choose_precision(device, None)
@@ -136,6 +138,8 @@ def draw(args: argparse.Namespace, device: torch.device) -> Labelled:
         size = (len(i), *checkpoint.shape)
         x_0 = sample(s, eps_theta, size, g, clip_x_0=args.clip_x_0)
         done.append(to_uint8(x_0))
+        farthest.append(x_0.flatten(1).abs().amax(1, keepdim=True))
+    say_out_of_range(torch.cat(farthest))
     return torch.cat(done), classes
 
 

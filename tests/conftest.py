@@ -8,6 +8,7 @@ this are noisy, so a time can say nothing about the code.
 import os
 import sys
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -23,8 +24,22 @@ settings.register_profile("thorough", COMMON, max_examples=300, print_blob=True)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "dev")
 settings.load_profile(PROFILE)
 
-# The tensors here are small: a second thread costs more to wake than it saves.
+# The tensors here are small: a second thread costs more to wake than it saves. What the
+# tests start is beside them.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole run uses up to four cores; who names a file, or a test by -k, waits for
+    no worker. pytest-xdist's own options say otherwise: -n 0 is one process."""
+    option, named = config.option, config.args_source is pytest.Config.ArgsSource.ARGS
+    here = named or option.keyword or hasattr(config, "workerinput")
+    if not here and getattr(option, "numprocesses", 0) is None:
+        option.numprocesses, option.dist = "auto", "worksteal"
+        option.maxprocesses = option.maxprocesses or 4
+
 
 # These kill processes, fork them or bound the size of their files.
 if sys.platform == "win32":

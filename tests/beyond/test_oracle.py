@@ -242,7 +242,10 @@ def mean_and_error(v):
     return float(v.mean()), float(v.std() / len(v) ** 0.5)
 
 
-@pytest.mark.parametrize("t", [1, 4, 20, 60])
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize("t", [1, 20, *(pytest.param(t, marks=slow) for t in (4, 60))])
 def test_the_floor_is_what_the_oracle_loses(t):
     """Eq. 14 with ε* has the mean `gradient_floor` gives, and any other f loses
     E‖f - ε*‖² more: n = 40,000 channels, 5 standard errors (1 in 2 million).
@@ -273,7 +276,7 @@ def gradient_covariance(height: int, width: int) -> torch.Tensor:
     return LEVELS.var(correction=0) * (torch.outer(1 - g, 1 - g) + torch.outer(g, g))
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 2), (3, 3)])
+@pytest.mark.parametrize(("height", "width"), [(1, 2), pytest.param(3, 3, marks=slow)])
 def test_the_floor_integrates_to_the_entropy(height, width):
     """I-MMSE (Guo, Shamai, Verdú 2005): dI(x_0; x_t)/dλ = ½ E tr Cov(x_0|x_t), and with
     all of λ it is known which of 256² pictures x_0 was: ½ ∫ HW floor d ln λ = 2 ln 256.

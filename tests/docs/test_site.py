@@ -161,3 +161,15 @@ def test_each_exercise_stands_at_its_equation():
     page = (DOCS / "paper.md").read_text(encoding="utf-8")
     named = re.findall(r"`python -m exercises check (\w+)`", page)
     assert sorted(named) == sorted(exercise.name for exercise in EXERCISES)
+
+
+def test_the_page_on_the_five_texts_names_laws_that_exist():
+    """Each law named there is a test of that file, the one the mistake dies of."""
+    page = (DOCS / "five-texts.md").read_text(encoding="utf-8")
+    for name, file in re.findall(r"\[(test_\w+)\]\(\.\./(tests/[\w/]+\.py)\)", page):
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8")
+    named = re.findall(r"([MP]\d+b?): \[(test_\w+)\]\(\.\./tests/([\w/]+\.py)\)", page)
+    dies_of = {m.name.split(",")[0]: m.test for m in MISTAKES}
+    for mistake, name, file in named:  # an entry of prose names no test of its own
+        assert dies_of[mistake] in ("", f"{file}::{name}")
+    assert len(named) > 40

@@ -641,11 +641,11 @@ DATA = (
         "M40",
         "S4:353 28x28 resized to 32x32: levels that are not whole",
         "padded: eq. 13 needs 8-bit levels as they are",
-        "examples/train_fashion.py",
-        "return pad(images, (2, 2, 2, 2))",
-        "return torch.nn.functional.interpolate(images.float(), size=32, "
+        "workshop/datasets.py",
+        "return pad(images, (left, more[1] - left, top, more[0] - top))",
+        "return torch.nn.functional.interpolate(images.float(), size=size, "
         'mode="bilinear").to(images.dtype)',
-        "workshop/test_examples.py::test_fashion_is_padded_not_resized",
+        "workshop/test_training.py::test_pictures_are_padded_not_resized",
     ),
     Mistake(
         "M42",

@@ -1,14 +1,16 @@
 """Mutation: every small change of our code that a tool can make, tried on the tests.
 
-    pip install --no-deps mutmut==3.8.1 libcst==1.9.0
+    pip install -c constraints.txt -e '.[mutation]'
     python -m tests.mutation.mutants schedule.py beyond/oracle.py
-    python -m tests.mutation.mutants --changed main   # the modules that differ from it
     python -m tests.mutation.mutants --workers 2      # every module of `LAWS`
+    python -m tests.mutation.mutants --changed --minutes 10
+    python -m tests.mutation.mutants --table          # the scores so far
 
 The module's tests are run on each mutant. Survivors are printed as they are found, on
-stdout; progress is on stderr. What it runs, it runs to the end: exit 0 says that each
-mutant was killed or stands in `EQUIVALENT_MUTANTS.md` with the reason why it may live,
-and that no row there is stale. The score goes into `registry.json`.
+stdout. Exit 0 says that each mutant that was tried was killed or stands in
+`EQUIVALENT_MUTANTS.md` with the reason why it may live, and that no row there is stale.
+A module's score goes into `registry.json`, with the digest of its text: `--changed`
+tries the modules that have another text since.
 
 mutmut's operators alone are used: its runner cannot import a package whose functions it
 has replaced by its own before torch looks at them. Here pytest collects the tests once
@@ -20,17 +22,17 @@ import ast
 import datetime
 import difflib
 import gc
+import hashlib
 import importlib
 import json
 import mmap
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
-from types import FrameType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NoReturn
 
 import hypothesis
@@ -79,10 +81,23 @@ LAWS = {
         "paper/test_second_device.py",
     ),
     "coding.py": ("paper/test_algorithm_3_and_4.py",),
-    "data.py": ("paper/test_drawer.py", "paper/test_section_3_3_scale.py"),
-    "mlp.py": ("paper/test_mlp.py", "paper/test_time_embedding.py"),
+    "data.py": (
+        "paper/test_drawer.py",
+        "paper/test_section_3_3_scale.py",
+        "paper/test_second_device.py",
+    ),
+    "mlp.py": (
+        "paper/test_mlp.py",
+        "paper/test_time_embedding.py",
+        "paper/test_second_device.py",
+        "reference/test_autograd.py",
+    ),
     "layers.py": ("paper/test_layers.py", "paper/test_unet.py"),
-    "unet.py": ("paper/test_unet.py", "paper/test_layers.py"),
+    "unet.py": (
+        "paper/test_unet.py",
+        "paper/test_layers.py",
+        "reference/test_autograd.py",
+    ),
     "beyond/oracle.py": ("beyond/test_oracle.py", "beyond/test_second_device.py"),
     "beyond/levels.py": (
         "beyond/test_levels.py",
@@ -172,6 +187,21 @@ def functions(text: str) -> set[str]:
     return found
 
 
+def noted(text: str) -> str:
+    """The module's text; each function writes its name into the set `__called__`."""
+    tree = ast.parse(text)
+    todo = [("", node) for node in tree.body]
+    while todo:
+        prefix, node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            todo += [(f"{prefix}{node.name}.", inner) for inner in node.body]
+        if isinstance(node, ast.FunctionDef):
+            note = ast.parse(f"__called__.add({prefix + node.name!r})").body
+            described = ast.get_docstring(node) is not None
+            node.body[described:described] = note
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
 def row(module: str, text: str, changed: str) -> str:
     """How a row of the list begins: where, and the lines that differ, `old` → `new`."""
     old, new = [], []
@@ -211,6 +241,8 @@ def take(cls: type, name: str, value: object, names: dict[str, Any]) -> None:
         take_code(old.fget, value.fget, names)
     elif isinstance(value, FunctionType) or hasattr(value, "__wrapped__"):
         take_code(old, value, names)
+    elif name in ("__annotations__", "__dataclass_fields__"):
+        old.update(value)
     elif not name.startswith("_") and not hasattr(value, "__get__"):
         setattr(cls, name, value)
 
@@ -218,7 +250,7 @@ def take(cls: type, name: str, value: object, names: dict[str, Any]) -> None:
 def take_code(old: object, new: object, names: dict[str, Any]) -> None:
     """old, if it is a function, does what new does, inside the same decorators.
 
-    Functions of the module that are defaults of others stay the ones in `names`.
+    Functions and classes of the module that are defaults stay the ones in `names`.
     """
     while hasattr(old, "__wrapped__") and hasattr(new, "__wrapped__"):
         old, new = old.__wrapped__, new.__wrapped__
@@ -229,10 +261,19 @@ def take_code(old: object, new: object, names: dict[str, Any]) -> None:
         raise TypeError("new has lost a decorator, and old cannot lose it in place")
 
     def kept(value: object) -> object:
-        ours = isinstance(value, FunctionType) and value.__globals__ is new.__globals__
+        ours = isinstance(value, FunctionType | type)
+        ours = ours and value.__module__ == names["__name__"]
         return names[value.__name__] if ours else value
 
     old.__code__ = new.__code__
+    for variable, mine, other in zip(
+        new.__code__.co_freevars,
+        old.__closure__ or (),
+        new.__closure__ or (),
+        strict=True,
+    ):
+        if variable != "__class__":  # a dataclass keeps the defaults of its fields here
+            mine.cell_contents = other.cell_contents
     old.__defaults__ = new.__defaults__ and tuple(map(kept, new.__defaults__))
     keywords = new.__kwdefaults__
     old.__kwdefaults__ = keywords and {k: kept(v) for k, v in keywords.items()}
@@ -247,13 +288,14 @@ def passes(item: pytest.Item) -> bool:
 class Mutation:
     """A pytest plugin: instead of the tests once, the tests once for each mutant."""
 
-    def __init__(self, module: str, workers: int) -> None:
-        self.module, self.workers = module, workers
+    def __init__(self, module: str, workers: int, until: float) -> None:
+        self.module, self.workers, self.until = module, workers, until
         self.text = (PACKAGE / module).read_text()
         self.functions = functions(self.text)
         self.changed = mutants(module)
         self.survived: list[str] = []
         self.done = self.endless = self.broken = 0
+        self.looked = False  # whether the tests passed on the code as it is
         self.killer = mmap.mmap(-1, 2 * len(self.changed))  # the test that failed
         self.known = [
             line
@@ -262,13 +304,15 @@ class Mutation:
         ]
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        cost, called = [], []  # by each test on the code as it is
+        cost = []  # of each test on the code as it is
         for item in session.items:
             start = time.process_time()
-            called.append(self.calls(item))
+            assert passes(item), f"{item.nodeid} fails on the code as it is"
             cost.append(time.process_time() - start)
         assert cost, "there are no tests"
         gc.freeze()  # no fork need look at what is there by now
+        called = self.calls(session.items)
+        self.looked = True
         order, running = sorted(range(len(cost)), key=cost.__getitem__), {}
 
         def fork(i: int, text: str, tests: list[int]) -> int:
@@ -277,16 +321,14 @@ class Mutation:
                 self.child(i, text, [(k, session.items[k], cost[k]) for k in tests])
             return pid
 
-        # A control: to put code in place is no change in itself.
-        _, status = os.waitpid(fork(0, self.text, order), 0)
-        k = int.from_bytes(self.killer[:2])
-        assert status == 0, f"{session.items[k].nodeid} fails on the same code"
-        for i, changed in enumerate(self.changed):
-            name = where(self.text, changed)
-            tests = [k for k in order if self.sees(called[k], name)]
-            running[fork(i, changed, tests)] = i
-            last = i + 1 == len(self.changed)
-            while len(running) == self.workers or (running and last):
+        waiting = list(enumerate(self.changed))[::-1]
+        while running or (waiting and time.monotonic() < self.until):
+            if waiting and len(running) < self.workers:
+                i, changed = waiting.pop()
+                name = where(self.text, changed)
+                tests = [k for k in order if self.sees(called[k], name)]
+                running[fork(i, changed, tests)] = i
+            else:
                 pid, status = os.wait()
                 done = running.pop(pid)
                 self.note(self.changed[done], status)
@@ -299,20 +341,32 @@ class Mutation:
         """Whether a test can: what is in no function is run when it is imported."""
         return name not in self.functions or name in called
 
-    def calls(self, item: pytest.Item) -> set[str]:
-        """The module's functions that a test calls: what is wrong in the others it
-        cannot see."""
-        path, names = str(PACKAGE / self.module), set()
+    def calls(self, tests: list[pytest.Item]) -> list[set[str]]:
+        """The module's functions that each test calls: it cannot see what is wrong in
+        others. Also a control: to put code in place is no change in itself."""
+        end, here = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            module, called = self.import_it(), set[str]()
+            vars(module)["__called__"] = called
+            become(module, noted(self.text))
+            with os.fdopen(here, "w") as out:
+                for test in tests:
+                    called.clear()
+                    passed = passes(test)
+                    print(json.dumps([passed, sorted(called)]), file=out)
+            os._exit(0)
+        os.close(here)
+        with os.fdopen(end) as lines:
+            found = [json.loads(line) for line in lines]
+        os.waitpid(pid, 0)
+        for test, (passed, _) in zip(tests, found, strict=True):
+            assert passed, f"{test.nodeid} fails on the same code"
+        return [set(names) for _, names in found]
 
-        def look(frame: FrameType, event: str, arg: object) -> None:
-            if event == "call" and frame.f_code.co_filename == path:
-                names.add(frame.f_code.co_qualname.replace(".<locals>", ""))
-
-        sys.setprofile(look)
-        passed = passes(item)
-        sys.setprofile(None)
-        assert passed, f"{item.nodeid} fails on the code as it is"
-        return names
+    def import_it(self) -> ModuleType:
+        name = self.module.removesuffix(".py").replace("/", ".")
+        return importlib.import_module(f"tinyddpm.{name}")
 
     def note(self, changed: str, status: int) -> None:
         self.done += 1
@@ -324,8 +378,9 @@ class Mutation:
             self.survived.append(begin)
             if not any(line.startswith(begin) for line in self.known):
                 print(begin, flush=True)
-        progress = f"{self.module}: {self.done} of {len(self.changed)} tried"
-        print(f"\r{progress}, {len(self.survived)} left", end="", file=sys.stderr)
+        if sys.stderr.isatty():
+            progress = f"{self.module}: {self.done} of {len(self.changed)} tried"
+            print(f"\r{progress}, {len(self.survived)} left", end="", file=sys.stderr)
 
     def child(
         self, i: int, text: str, tests: list[tuple[int, pytest.Item, float]]
@@ -341,8 +396,7 @@ class Mutation:
         limit = pages * os.sysconf("SC_PAGE_SIZE") + BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         try:
-            name = self.module.removesuffix(".py").replace("/", ".")
-            become(importlib.import_module(f"tinyddpm.{name}"), text)
+            become(self.import_it(), text)
         except BaseException:
             os._exit(2)
         try:
@@ -356,16 +410,25 @@ class Mutation:
         os._exit(0)
 
 
-def score(module: str, workers: int) -> bool:
-    """Prints a module's survivors, stale rows and score; whether there are neither."""
-    start, mutation = time.monotonic(), Mutation(module, workers)
+def score(module: str, workers: int, until: float) -> bool:
+    """Prints a module's survivors, stale rows and score; whether there are neither.
+
+    What was not tried by `until` is no survivor; the score is then not written down.
+    """
+    start, mutation = time.monotonic(), Mutation(module, workers, until)
     options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
+    options += ["-m", "not slow"]
     files = [str(TESTS / test) for test in LAWS[module]]
     pytest.main([*options, *files], plugins=[mutation])
-    print(file=sys.stderr)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
     n, survived = len(mutation.changed), mutation.survived
-    assert mutation.done == n, f"only {mutation.done} of {n} mutants were tried"
+    assert mutation.looked, f"the tests of {module} were not run"
     equivalent = sum(any(k.startswith(s) for k in mutation.known) for s in survived)
+    if mutation.done < n:
+        left = f"{n - mutation.done} of {n} mutants were not tried for want of time"
+        print(f"{module}: {left}; {len(survived) - equivalent} survived", flush=True)
+        return equivalent == len(survived)
     stale = [k for k in mutation.known if not any(k.startswith(s) for s in survived)]
     for line in stale:
         print(f"no mutant that survives is this row's: {line}")
@@ -382,38 +445,57 @@ def score(module: str, workers: int) -> bool:
 
 def register(module: str, mutants: int, killed: int, equivalent: int) -> None:
     """Writes a module's score down, with today's date; the rows are in LAWS' order."""
-    kept = json.loads(REGISTRY.read_text()) if REGISTRY.exists() else {}
+    kept = registered()
     kept[module] = {
         "mutants": mutants,
         "killed": killed,
         "equivalent": equivalent,
         "date": datetime.date.today().isoformat(),
+        "text": digest(module),
     }
     rows = [f"  {json.dumps(m)}: {json.dumps(kept[m])}" for m in LAWS if m in kept]
     REGISTRY.write_text("{\n" + ",\n".join(rows) + "\n}\n")
 
 
-def changed_since(revision: str) -> list[str]:
-    """The modules of the paper and of `beyond/` that differ from a git revision."""
-    git = ["git", "diff", "--name-only", "--relative", revision, "--", "."]
-    done = subprocess.run(git, cwd=PACKAGE, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr.strip())
-    names = done.stdout.splitlines()
-    return [m for m in LAWS if m in names and not m.startswith("workshop/")]
+def registered() -> dict[str, dict[str, Any]]:
+    return json.loads(REGISTRY.read_text()) if REGISTRY.exists() else {}
+
+
+def digest(module: str) -> str:
+    """The SHA-256 of a module's text, its first 16 digits."""
+    return hashlib.sha256((PACKAGE / module).read_bytes()).hexdigest()[:16]
+
+
+def table() -> str:
+    """The registry as a table in Markdown, a row for each module."""
+    rows = [
+        "| module | mutants | killed | equivalent | left |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for module, found in registered().items():
+        n, killed, equivalent = (found[k] for k in ("mutants", "killed", "equivalent"))
+        left = n - killed - equivalent
+        rows.append(f"| `{module}` | {n} | {killed} | {equivalent} | {left} |")
+    return "\n".join(rows)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", metavar="module", help="of tinyddpm/")
-    parser.add_argument("--changed", metavar="REV", help="those that differ from it")
+    parser.add_argument("--changed", action="store_true", help="since they were tried")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="at most")
     parser.add_argument("--workers", type=int, default=1, help="mutants at a time")
+    parser.add_argument("--table", action="store_true", help="print the scores so far")
     given = parser.parse_args()
     if unknown := set(given.modules) - set(LAWS):
         parser.error(f"no such module: {', '.join(sorted(unknown))}")
+    if given.table:
+        print(table())
+        return 0
+    until, kept = time.monotonic() + 60 * given.minutes, registered()
     modules = given.modules or list(LAWS)
-    if given.changed is not None:
-        modules = changed_since(given.changed)
+    if given.changed:
+        modules = [m for m in kept if kept[m].get("text") != digest(m)]
     hypothesis.settings.register_profile(
         "mutants",
         derandomize=True,
@@ -425,7 +507,12 @@ def main() -> int:
     )
     os.environ["HYPOTHESIS_PROFILE"] = "mutants"
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    good = [score(module, given.workers) for module in modules]
+    good = []
+    for module in modules:
+        if time.monotonic() < until:
+            good.append(score(module, given.workers, until))
+        else:
+            print(f"{module}: not tried for want of time")
     return 0 if all(good) else 1
 
 

@@ -145,6 +145,7 @@ def test_unit_gaussian_samples_have_unit_variance():
     assert abs(variance / float(s.alpha[1]) - 1) < 5 * (2 / 60_000) ** 0.5
 
 
+@share(40)
 @given(short, seeds, st.booleans())
 def test_a_generator_is_the_only_randomness(s, seed, clip_x_0):
     """Same generator seed, same pictures; torch's global state is not read or moved.

@@ -30,7 +30,7 @@ from tinyddpm.beyond.random_coding import RandomReceiver, RandomSender
 from tinyddpm.bound import sigma2_1
 from tinyddpm.coding import log_levels, reverse
 
-from ..helpers import BITS, gradient, quiet, some_network
+from ..helpers import BITS, U, gradient, quiet, some_network
 from ..strategies import choices_of_sigma2, seeds, share
 
 
@@ -93,9 +93,16 @@ def test_the_lines_in_order(seed, sigma2, T):
     received = list(receive(s, some_network, shape, receiver, sigma2))
     assert len(receiver.p) == len(coder.p) == T
     for ours, theirs in zip(receiver.p, coder.p, strict=True):
+        assert ours[0].dtype == ours[1].dtype == torch.float64
         assert torch.equal(ours[0], theirs[0])
         assert float(ours[1]) == float(theirs[1])
     assert torch.equal(receiver.law, coder.law)
+    x_0_hat, _ = reverse(s, some_network, sent[-2].x_t, 1, sigma2)
+    nats = float(L_0(s, x_0, x_0_hat, sigma2))  # eq. 13 in float64, sums of 27 numbers
+    assert sent[-1].kl == pytest.approx(nats * BITS, rel=1e-12)
+    assert coder.law.shape == (x_0.numel(), 256)
+    total = coder.law.exp().sum(1)  # 256 probabilities, each rounded
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=256 * U)
     for (t, x_t, x_0_hat), step in zip(received, sent, strict=True):
         assert (t, step.t) == (step.t, t)
         assert torch.equal(x_t, step.x_t)
@@ -139,24 +146,25 @@ def test_each_step_is_charged_its_term_of_the_bound():
     assert coder.bits == pytest.approx(sum(step.kl for step in sent), rel=1e-12)
 
 
-@pytest.mark.parametrize("sigma2", ["beta", "beta_tilde"])
+@pytest.mark.parametrize("sigma2", [(), ("beta_tilde",)])
 def test_a_gradient_is_received_bit_by_bit(sigma2):
     """Algorithms 3 and 4: every x_t, every x̂_0 and x_0 itself, from the message, the
-    seed, the shape and the network. Another seed gives another picture.
+    seed, the shape and the network; unasked, both sides take the same σ_t². Another
+    seed gives another picture.
     """
     s = linear_schedule(25)
     eps_theta, x_0 = gradient_oracle(s, 3, 3), gradient()
     shape = tuple(x_0.shape)
-    message, sent = send(s, eps_theta, x_0, RandomSender(5), sigma2)
+    message, sent = send(s, eps_theta, x_0, RandomSender(5), *sigma2)
     assert isinstance(message, bytes)
-    received = list(receive(s, eps_theta, shape, RandomReceiver(message, 5), sigma2))
+    received = list(receive(s, eps_theta, shape, RandomReceiver(message, 5), *sigma2))
     assert [t for t, _, _ in received] == [step.t for step in sent]
     for (_, x_t, x_0_hat), step in zip(received, sent, strict=True):
         assert torch.equal(x_t, step.x_t)
         assert torch.equal(x_0_hat, step.x_0_hat)
     assert torch.equal(received[-1][1], x_0)
     other = RandomReceiver(message, 6)
-    *_, (_, elsewhere, _) = receive(s, eps_theta, shape, other, sigma2)
+    *_, (_, elsewhere, _) = receive(s, eps_theta, shape, other, *sigma2)
     assert not torch.equal(elsewhere, x_0)
 
 

@@ -26,6 +26,8 @@ from tinyddpm.mlp import MLP
 from tinyddpm.sampler import interpolate, sample
 from tinyddpm.train import random_seed
 from tinyddpm.unet import UNet
+from tinyddpm.workshop import command as command_module
+from tinyddpm.workshop import machine
 from tinyddpm.workshop.checkpoint import Checkpoint, description, save_checkpoint
 from tinyddpm.workshop.command import main
 from tinyddpm.workshop.pictures import grid, save_png
@@ -257,6 +259,15 @@ def test_wrong_data_end_in_a_sentence(
     assert not plot.exists()
 
 
+def test_a_folder_of_mnist_without_its_test_set_is_no_folder_of_photos(
+    checkpoint, tmp_path, capfd
+):
+    """`bound` asks for the test set; where it is not there, it says what is."""
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"")
+    assert run("bound", checkpoint, "--data", tmp_path) == 2
+    refused(capfd, r"holds no t10k-images-idx3-ubyte.*train-images-idx3-ubyte\.gz in")
+
+
 def refused(capfd, message):
     error = capfd.readouterr().err.strip()
     assert error.count("\n") == 0
@@ -265,12 +276,15 @@ def refused(capfd, message):
         raise AssertionError(error)
 
 
-def test_that_samples_are_of_no_class_is_said(tmp_path, capsys):
-    """A network with classes is asked without one here, which stands in the line."""
+def keep_classes(path):
+    """Writes a checkpoint of a U-Net with two classes, "cat" and "dog"."""
+    torch.manual_seed(0)
     net = UNet(1, 8, (1,), (0,), 0.0, num_classes=2)
+    for p in net.parameters():  # the last layers start at 0
+        torch.nn.init.normal_(p, std=0.1)
     kept = Checkpoint(
         step=1234,
-        config={},
+        config={"names": ("cat", "dog"), "bf16": True},
         network=description(net),
         shape=(1, 4, 4),
         beta=linear_schedule(T).beta[1:],
@@ -280,9 +294,59 @@ def test_that_samples_are_of_no_class_is_said(tmp_path, capsys):
         told=torch.empty(0, 13, dtype=torch.float64),
         data=None,
     )
-    save_checkpoint(tmp_path / "c.pt", kept)
-    run("sample", tmp_path / "c.pt", "--pictures", 1, "--out", tmp_path / "a.png")
-    assert 'σ² = beta, for the class "none"' in capsys.readouterr().out
+    save_checkpoint(path, kept)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], 'σ² = beta, for the class "none"; '),
+        (["--class", "dog"], 'σ² = beta, for the class "dog"; '),
+        (["--class", "1", "--guidance", "2"], 'the class "1", guidance w = 2; '),
+        (["--no-bf16"], '"none"; float32, as asked'),
+        (["--bf16"], '"none"; bfloat16, as asked'),
+    ],
+)
+def test_what_is_asked_of_the_network_is_said(flags, said, tmp_path, capsys):
+    """The class, or that there is none, the guidance and the precision."""
+    checkpoint = keep_classes(tmp_path / "c.pt")
+    flags = [*flags, "--pictures", 1, "--steps", 2, "--out", tmp_path / "a.npz"]
+    assert run("sample", checkpoint, *flags) == 0
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_samples_are_drawn_as_the_run_was_trained_where_that_is_fast(
+    fast, tmp_path, capsys, monkeypatch
+):
+    """bfloat16 of a run in bfloat16, on a machine that is fast in it; else float32,
+    which --no-bf16 gives too, to the bit.
+    """
+    monkeypatch.setattr(machine, "default_precision", lambda _: (fast, "so it is"))
+    checkpoint, made = keep_classes(tmp_path / "c.pt"), {}
+    for flags in ([], ["--bf16"], ["--no-bf16"]):
+        out = tmp_path / f"{len(flags)}{flags}.npz"
+        more = ("--pictures", 9, "--clip-x-0", "--out", out)
+        assert run("sample", checkpoint, *flags, *more) == 0
+        made[tuple(flags)] = np.load(out)["arr_0"]
+    said = capsys.readouterr().out
+    assert (f"{'bfloat16, as it was trained' if fast else 'float32'}: so it is") in said
+    same = "--bf16" if fast else "--no-bf16"
+    assert (made[()] == made[same,]).all()
+    assert (made["--bf16",] != made["--no-bf16",]).any()
+
+
+def test_pictures_between_two_that_leave_the_range_are_told(
+    checkpoint, tmp_path, capfd, monkeypatch
+):
+    """A PNG clamps them, so that it alone would not tell."""
+    beyond = torch.full((2, 1, *SHAPE), 3.0)
+    monkeypatch.setattr(command_module, "interpolate", lambda *_: beyond)
+    data, _ = file_of_pictures(tmp_path / "x.npy")
+    out = tmp_path / "i.png"
+    assert run("interpolate", checkpoint, "--data", data, "--out", out) == 0
+    assert "2 of 2 pictures left [-1, 1]" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -385,14 +449,17 @@ def example(name, monkeypatch, *flags):
 def test_send_gradient_sends_a_file_that_holds_the_picture(
     tmp_path, monkeypatch, capsys
 ):
-    """Algorithms 3 and 4 with the exact predictor: message.bin alone gives x_0."""
-    example("send_gradient", monkeypatch, "--T", 25, "--out", tmp_path)
+    """Algorithms 3 and 4 with the exact predictor: message.bin alone gives x_0, to one
+    who has the sender's seed.
+    """
+    flags = ("--T", 25, "--seed", 3, "--out", tmp_path)
+    example("send_gradient", monkeypatch, *flags)
     assert "received exactly" in capsys.readouterr().out
     s, message = linear_schedule(25), (tmp_path / "message.bin").read_bytes()
     *_, (_, x_0, _) = receive(
-        s, gradient_oracle(s, 8, 8), (1, 3, 8, 8), RandomReceiver(message)
+        s, gradient_oracle(s, 8, 8), (1, 3, 8, 8), RandomReceiver(message, 3)
     )
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(3)
     assert torch.equal(to_uint8(x_0), to_uint8(gradient_images(1, 8, 8, g)))
     with Image.open(tmp_path / "strip.png") as strip:
         assert strip.size[0] > 600

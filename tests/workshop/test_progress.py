@@ -120,6 +120,28 @@ def test_where_there_is_no_bar_a_line_a_minute_tells_rate_and_rest(
     progress.bar.close()
 
 
+def test_the_time_of_compiling_is_not_taken_for_that_of_a_step(
+    tmp_path, capsys, monkeypatch
+):
+    """10 steps and 300 s of compiling, then 10 steps in 30 s: 980 to come in 49 min."""
+    clock = [0.0]
+    monkeypatch.setattr(
+        "tinyddpm.workshop.progress.time.perf_counter", lambda: clock[0]
+    )
+    config = dataclasses.replace(
+        CONFIG, steps=1000, log_every=10, save_every=1000, compile=True
+    )
+    progress, lines, told = Progress(tmp_path, config, network()), [], []
+    for step, now in ((10, 330.0), (20, 360.0)):
+        clock[0] = now
+        told.append([float(step), now, 0.5, *[0.1] * 10])
+        progress(Record(step, 0.5, [0.1] * 10, network(), False, told))
+        lines.append(capsys.readouterr().out)
+    assert "steps to come" not in lines[0]
+    assert "the 980 steps to come take about 49 min" in lines[1]
+    progress.bar.close()
+
+
 def test_an_output_that_has_not_our_letters_shows_something(monkeypatch):
     """In cp1252, as Windows redirects, there is no σ: question marks, and no error."""
     bytes_written = io.BytesIO()

@@ -220,9 +220,10 @@ def test_nothing_of_the_callers_is_changed_but_the_weights():
 
 
 @pytest.mark.parametrize("wrap", ["compiled", "DataParallel", "both"])
-def test_a_wrapped_network_is_the_network_inside(tmp_path, wrap):
+def test_a_wrapped_network_is_the_network_inside(tmp_path, wrap, capfd):
     """torch.compile(net) and DataParallel(net) train, save and are rebuilt as net is:
-    the same file, with which the one goes on where the other stopped."""
+    the same file, with which the one goes on where the other stopped. That it trains
+    on one device only is told to whoever gave a DataParallel."""
 
     def wrapped(net):
         if wrap != "compiled":
@@ -248,6 +249,8 @@ def test_a_wrapped_network_is_the_network_inside(tmp_path, wrap):
         )
     x, t = torch.ones(1, 2, 4, 4), torch.tensor([3])
     assert torch.equal(rebuild(plain)(x, t), rebuild(other)(x, t))
+    told = "without its DataParallel wrapper, on cpu alone" in capfd.readouterr().err
+    assert told == (wrap != "compiled")
 
 
 # What is shared out and sped up is the same run to rounding

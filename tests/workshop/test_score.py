@@ -124,9 +124,11 @@ def test_a_rotation_is_undone_by_as_many_turns_back(seed, n):
 
 
 def test_samples_of_a_checkpoint_are_of_its_average_each_for_its_class(
-    score, tmp_path, monkeypatch
+    score, tmp_path, monkeypatch, capfd
 ):
-    """Algorithm 2 with the EMA weights, class i mod K for sample i, kept in a file."""
+    """Algorithm 2 with the EMA weights, class i mod K for sample i, kept in a file.
+
+    How many of them left [-1, 1], where the file clamps them, is told."""
     torch.manual_seed(0)
     net = UNet(1, 4, (1, 2), (1,), 0.0, num_classes=2).eval()
     for p in net.parameters():  # the last layers start at 0
@@ -151,6 +153,9 @@ def test_samples_of_a_checkpoint_are_of_its_average_each_for_its_class(
     of_class = partial(net, c=torch.arange(6) % 2)
     x_0 = sample(s, of_class, (6, *shape), Generator().manual_seed(3))
     assert torch.equal(read_npy_images(out / "samples.npy"), to_uint8(x_0))
+    outside = int((x_0.abs().flatten(1).amax(1) > 1.5).sum())
+    assert outside > 0  # a network that has not trained
+    assert f"{outside} of 6 pictures left [-1, 1]" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

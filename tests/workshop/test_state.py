@@ -3,10 +3,12 @@
 import os
 import re
 import shutil
+import sys
 from collections import namedtuple
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tinyddpm.workshop.processes import join
 from tinyddpm.workshop.run import say_what_is_short
@@ -104,3 +106,25 @@ def test_restarts_that_would_not_work_are_refused_at_the_start(
     with pytest.raises(ValueError, match=said):
         join(torch.device("cpu"), tmp_path / "c.pt")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_machine_that_joins_a_running_job_is_told_to_start_it_anew(
+    tmp_path, monkeypatch
+):
+    """--nnodes=1:2: torchrun starts all processes again in the same attempt, where the
+    addresses of the first ones are still in its store. In the next attempt they are
+    not, so that a restart after a failure is no reason to refuse."""
+    store = dist.HashStore()
+    module = sys.modules["torch.distributed.rendezvous"]  # a function has its name
+    monkeypatch.setattr(module, "rendezvous", lambda _: iter([(store, 0, 1)]))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+
+    def joins(attempt):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        join(torch.device("cpu"), tmp_path / "c.pt")
+        dist.destroy_process_group()
+
+    joins("0")
+    with pytest.raises(ValueError, match=r"a machine joined .+ --nnodes=1, and with"):
+        joins("0")
+    joins("1")

@@ -37,7 +37,7 @@ TINY = [
     "--T",
     "24",
     "--samples",
-    "4",
+    "2",
     "--sample-every",
     "2",
     "--device",
@@ -82,7 +82,7 @@ def test_the_defaults_are_the_papers():
 def test_a_run_leaves_checkpoint_figures_curve_and_grids(pictures, tmp_path, capsys):
     """Each is there and whole, says with what settings, and the network is in it."""
     out = tmp_path / "out"
-    run("--data", pictures, "--out", out, *TINY, "--samples", 2, "--sample-every", 2)
+    run("--data", pictures, "--out", out, *TINY)
     found = load_checkpoint(out / "checkpoint.pt")
     figures = json.loads((out / "figures.json").read_text())
     printed = capsys.readouterr().out
@@ -116,7 +116,7 @@ def test_the_grid_is_of_the_moving_average_and_is_made_again(pictures, tmp_path)
     for weights in ("ema", "weights"):
         generator = torch.Generator().manual_seed(0)
         x_0 = sample(
-            linear_schedule(24), rebuild(found, weights), (4, 3, 32, 32), generator
+            linear_schedule(24), rebuild(found, weights), (2, 3, 32, 32), generator
         )
         save_png(tmp_path / f"{weights}.png", grid(to_uint8(x_0)))
         grids[weights] = (tmp_path / f"{weights}.png").read_bytes()
@@ -136,7 +136,7 @@ def test_too_many_samples_for_the_memory(pictures, tmp_path, monkeypatch, sample
     monkeypatch.setattr(train_cifar, "sample", full)
     where = ("--data", pictures, "--out", tmp_path / "out", *TINY, "--steps", 2)
     said = refusal(*where, "--sample-every", sample_every)
-    assert "lower --samples, now 4, and go on with --resume" in said
+    assert "lower --samples, now 2, and go on with --resume" in said
     assert "micro-batch" not in said
     monkeypatch.undo()
     run(*where, "--sample-every", sample_every, "--resume")
@@ -170,9 +170,9 @@ def test_resume_goes_on_and_another_config_is_refused(pictures, tmp_path):
     assert "dropout (there 0.1, here 0.0), warmup (there 5000, here 1)" in said
     assert (out / "checkpoint.pt").read_bytes() == before
     assert (out / "figures.json").read_bytes() == figures
-    run(*where, *TINY, "--resume", "--samples", 2)
+    run(*where, *TINY, "--resume", "--samples", 1)
     (out / "checkpoint.pt").write_bytes(before)  # figures of steps that were lost
-    run(*where, *TINY, "--resume", "--samples", 2)
+    run(*where, *TINY, "--resume", "--samples", 1)
     run("--data", pictures, "--out", whole, *TINY)
     ends = [load_checkpoint(folder / "checkpoint.pt") for folder in (out, whole)]
     for part in ("step", "weights", "ema", "optimiser"):

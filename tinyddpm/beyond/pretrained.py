@@ -137,7 +137,7 @@ def unet_from_diffusers(
         if value is not None
     }
     if isinstance(source, Mapping):
-        return _fill(UNet(**given), source)
+        return _fill(_unmade(given), source)
     path = _file(Path(source))
     config = path.parent / "config.json"
     told = _told(config) if config.is_file() else {}
@@ -149,7 +149,7 @@ def unet_from_diffusers(
     if differ:
         raise ValueError(f"{config} is of another network: {'; '.join(differ)}")
     try:
-        return _fill(UNet(**(told | given)), _read(path))
+        return _fill(_unmade(told | given), _read(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -182,7 +182,7 @@ def unet_to_diffusers(
     Args:
         net: a `UNet` of the paper's blocks, without classes, for 1 or 3 channels, whose
             multipliers begin with 1 and whose norms all have as many groups, which are
-            32 if `base` is a multiple of 64.
+            32 if `base` is a multiple of 32 and at least 64.
         folder: which is not there yet, or is empty. It appears whole or not at all.
         s: the schedule the network was trained for.
         size: (H, W) of the pictures.
@@ -238,6 +238,12 @@ def turn(dense1: Tensor, steps: int) -> Tensor:
 # Reading
 
 
+def _unmade(arguments: Mapping[str, Any]) -> UNet:
+    """The network without its numbers: they take memory once their shapes are right."""
+    with torch.device("meta"):
+        return UNet(**arguments)
+
+
 def _fill(net: UNet, state_dict: Mapping[Any, Any]) -> UNet:
     """The network with these weights; ValueError that names each that does not fit."""
     _refuse_no_tensors(state_dict)
@@ -259,13 +265,13 @@ def _fill(net: UNet, state_dict: Mapping[Any, Any]) -> UNet:
     if wrong:
         raise ValueError(
             f"these weights are not of a UNet2DModel with base {net.base}, multipliers "
-            f"{net.multipliers} and attention at levels {net.attention_levels}:\n"
-            + "\n".join(sorted(wrong))
+            f"{net.multipliers} and attention at levels {net.attention_levels}: "
+            f"{'; '.join(sorted(wrong))}"
         )
     _refuse_non_finite((theirs, found[key]) for theirs, key in ours.items())
     found["dense1.weight"] = turn(found["dense1.weight"], -1)
     dtype = reduce(torch.promote_types, (weight.dtype for weight in found.values()))
-    net.to(dtype).load_state_dict(found)
+    net.to_empty(device="cpu").to(dtype).load_state_dict(found)
     return net.eval()
 
 
@@ -325,8 +331,8 @@ def _told(path: Path) -> dict[str, Any]:
     try:
         told = _arguments(*(config[name] for name in SHAPE))
         told |= {"dropout": config["dropout"]} if "dropout" in config else {}
-        net = UNet(**told)
-    except (ValueError, TypeError) as error:
+        net = _unmade(told)
+    except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is of another network: {error}") from error
     widths = {m.q.in_channels for m in net.modules() if isinstance(m, SelfAttention)}
     emb, groups = 4 * net.base, _groups(net)
@@ -377,8 +383,9 @@ def _groups(net: UNet) -> int:
     if len(groups) > 1:
         raise ValueError(
             f"the norms have {sorted(groups)} groups for base {net.base} and "
-            f"multipliers {net.multipliers}, where a UNet2DModel has one number for "
-            f"all; they are all 32 if base is a multiple of 64"
+            f"multipliers {net.multipliers}, and a UNet2DModel has one number for all "
+            f"of them, so none can be this network; they are all 32 in one whose base "
+            f"is 64, or another multiple of 32 above it"
         )
     return groups.pop()
 
@@ -387,16 +394,15 @@ def _read(path: Path) -> Mapping[Any, Any]:
     """What a .bin or .safetensors file holds; no pickle is run."""
     if path.suffix == ".safetensors":
         try:
-            from safetensors.torch import load
+            from safetensors.torch import load_file
         except ImportError as error:
             raise ImportError(
                 f"reading {path.name} takes the safetensors library: install the "
                 f"extra [pretrained], or take the .bin file"
             ) from error
-        content = path.read_bytes()
     try:
         if path.suffix == ".safetensors":
-            found = load(content)
+            found = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -421,7 +427,7 @@ def _exportable(net: nn.Module, size: tuple[int, int]) -> UNet:
     if net.num_classes is not None:
         raise ValueError(
             f"this UNet has {net.num_classes} classes, and DDPMPipeline asks for none; "
-            f"export a network without classes"
+            f"export one that was trained without classes"
         )
     if others:
         raise ValueError(f"a UNet2DModel cannot have these parts: {', '.join(others)}")

@@ -15,10 +15,11 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from ..beyond.convnext import ConvNeXtBlock, LinearAttention
 from ..mlp import MLP
 from ..unet import ResBlock, SelfAttention, UNet
 from .content import refuse_content
-from .files import write_whole
+from .files import file_size, write_whole
 from .settings import plain
 
 FORMAT = "tinyddpm checkpoint 2"
@@ -36,6 +37,15 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # of their constructors, as they are k
         "num_classes": int | None,
     },
 }
+# A UNet's further arguments, which are kept by name where they are not the paper's.
+PARTS: dict[str, dict[str, type[nn.Module]]] = {
+    "block": {"ResBlock": ResBlock, "ConvNeXtBlock": ConvNeXtBlock},
+    "attention": {
+        "SelfAttention": SelfAttention,
+        "LinearAttention": LinearAttention,
+    },
+}
+THE_PAPERS = ("ResBlock", "SelfAttention")
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,8 @@ class Checkpoint:
         weights, ema: state_dicts of the network and of its moving average.
         optimiser: Adam's state_dict.
         told: the rows of `state.Record.told`, (n, 13), float64.
-        data: a digest of what the run draws (`draws.CheckedDraw`), or None.
+        data: a digest of the first batch that the run's data give
+            (`draws.CheckedDraw`), or None.
     """
 
     step: int
@@ -98,21 +109,29 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads the file, onto the CPU.
+    """Reads the file, onto the CPU; it takes as much memory as the file is large.
 
     Raises:
         OSError: where there is no such file.
         ValueError: for a file that is damaged, cut short, or of another format.
     """
-    content = Path(path).read_bytes()
-    body, digest = memoryview(content)[:-DIGEST], content[-DIGEST:]
-    if hashlib.blake2b(body, digest_size=DIGEST).digest() != digest:
-        raise ValueError(
-            f"{path} is not a whole checkpoint: it is cut short or damaged (its "
-            f"{len(content)} bytes do not fit their check sum), or another program "
-            f"wrote it; move it away, and start again or go on from a good copy"
-        )
-    return Checkpoint(**_parts(Path(path), io.BytesIO(body), len(body), "cpu"))
+    size = file_size(path) - DIGEST
+    with open(path, "rb") as file:
+        found, left = hashlib.blake2b(digest_size=DIGEST), max(0, size)
+        zipped = file.read(2) == b"PK"  # else it is not torch's, however long
+        file.seek(0)
+        while zipped and (piece := file.read(min(left, 1 << 20))):
+            found.update(piece)
+            left -= len(piece)
+        if not zipped or found.digest() != file.read(DIGEST):
+            raise ValueError(
+                f"{path} is not a whole checkpoint: it is cut short or damaged (its "
+                f"{size + DIGEST:,} bytes do not fit their check sum), or another "
+                f"program wrote it; move it away, and start again or go on from a good "
+                f"copy"
+            )
+        file.seek(0)  # torch reads each tensor from the file into its own place
+        return Checkpoint(**_parts(Path(path), file, size, "cpu"))
 
 
 def _parts(path: Path, body: BinaryIO, size: int, device: str) -> dict[str, Any]:
@@ -153,16 +172,22 @@ def rebuild(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
     if checkpoint.network is None:
         raise ValueError(
             "this checkpoint does not say how its network is made: that is known of an "
-            "MLP, and of a UNet with the paper's blocks and attention; make the "
+            "MLP, and of a UNet with blocks and attention of tinyddpm; make the "
             "network in Python and load `checkpoint.ema` into it"
         )
     name, arguments = checkpoint.network
     if name not in CLASSES:
         raise ValueError(f"networks to rebuild are {sorted(CLASSES)}, not {name!r}")
+    found = getattr(checkpoint, weights)
     try:
-        net = CLASSES[name](**arguments)
-        net.load_state_dict(getattr(checkpoint, weights))
-    except (TypeError, ValueError, RuntimeError) as error:
+        parts = {n: PARTS[n][arguments[n]] for n in PARTS.keys() & arguments.keys()}
+        whole = arguments | parts
+        _refuse_huge(arguments, sum(x.numel() for x in found.values()))
+        with torch.device("meta"):  # names and shapes, before there is memory for them
+            CLASSES[name](**whole).load_state_dict(found, assign=True)
+        net = CLASSES[name](**whole)
+        net.load_state_dict(found)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"the weights of this checkpoint are not those of {name}(**{arguments}), "
             f"which it says they are: {' '.join(str(error).split())}"
@@ -170,20 +195,30 @@ def rebuild(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
     return net.eval()
 
 
+def _refuse_huge(arguments: dict[str, Any], most: int) -> None:
+    """ValueError for a network with more layers or channels than there are weights."""
+    for name, value in arguments.items():
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(number, int) and number > most:
+                raise ValueError(f"{name} is {value}, for {most:,} weights")
+
+
 def description(net: nn.Module) -> tuple[str, dict[str, Any]] | None:
     """What `Checkpoint.network` keeps: the class and its constructor's arguments.
 
-    None for a class that is not ours, and for a U-Net of other blocks than the paper's.
+    None for a class that is not ours, and for a U-Net of blocks that are not ours.
     """
+    name, parts = type(net).__name__, {}
     if type(net) is UNet:
-        parts = type(net.middle1), type(net.middle_attention)
-        if parts != (ResBlock, SelfAttention):
+        found = {"block": type(net.middle1), "attention": type(net.middle_attention)}
+        parts = {n: part.__name__ for n, part in found.items()}
+        if any(PARTS[n].get(parts[n]) is not part for n, part in found.items()):
             return None
     elif type(net) is not MLP:
         return None
-    name = type(net).__name__
     kinds = ARGUMENTS[name].items()
-    return name, {n: plain(f"{name}'s {n}", kind, getattr(net, n)) for n, kind in kinds}
+    kept = {n: plain(f"{name}'s {n}", kind, getattr(net, n)) for n, kind in kinds}
+    return name, kept | {n: x for n, x in parts.items() if x not in THE_PAPERS}
 
 
 def refuse_another_run(
@@ -209,7 +244,9 @@ def refuse_another_run(
     kinds = [(x.data or ":").split(":")[0] for x in (found, now)]
     alike = kinds[0] == kinds[1] and old.get("batch") == new.get("batch")
     if alike and found.shape == now.shape and found.data != now.data:
-        differ.append("the data: their pictures are not the same")
+        differ.append(
+            "the data: a first batch drawn from them does not hold the same pictures"
+        )
     if not torch.equal(found.beta, now.beta):
         differ.append("the schedule's beta")
     sizes = [{k: v.shape for k, v in x.weights.items()} for x in (found, now)]

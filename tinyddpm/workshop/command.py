@@ -1,6 +1,6 @@
 """python -m tinyddpm: train, sample, interpolate, bound, export, info, doctor.
 
-    python -m tinyddpm train PATH                  # Algorithm 1 on your own pictures
+    python -m tinyddpm train PATH --minutes 20     # Algorithm 1 on your own pictures
     python -m tinyddpm sample CHECKPOINT           # Algorithm 2, to out/sample.png
     python -m tinyddpm sample CHECKPOINT --sampler ddim --steps 50 --out samples.npz
     python -m tinyddpm interpolate CHECKPOINT --data PATH --first 0 --second 1
@@ -17,6 +17,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -40,10 +41,13 @@ from .drawing import (
     save,
 )
 from .interrupts import out_of_memory
+from .machine import precision_to_sample
 from .pictures import grid, save_png
 from .progress import speak_any_terminal
 from .report import save_rate_distortion_plot, table
+from .scripts import say_out_of_range
 from .settings import Renamed, pick_device
+from .speed import faster
 
 WEIGHTS = {"ema": ("ema", "EMA weights"), "raw": ("weights", "raw weights")}
 EXPORT = """Writes the U-Net of a checkpoint as a folder that diffusers opens.
@@ -109,7 +113,12 @@ def _flags() -> argparse.ArgumentParser:
     )
     model = argparse.ArgumentParser(add_help=False)
     model.add_argument("checkpoint", help="written by a training script")
-    model.add_argument("--weights", choices=list(WEIGHTS), default="ema")
+    model.add_argument(
+        "--weights",
+        choices=list(WEIGHTS),
+        default="ema",
+        help="ema is their moving average, raw is what Algorithm 1 left",
+    )
     model.add_argument(
         "--sigma2",
         choices=["beta", "beta_tilde", "fixedlarge"],
@@ -121,19 +130,37 @@ def _flags() -> argparse.ArgumentParser:
     both = argparse.ArgumentParser(add_help=False, parents=[model])
     both.add_argument("--seed", type=int, default=0, help="of all randomness")
     both.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    both.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        help="matrix products in bfloat16; if not given, where the run was trained so "
+        "and this machine is fast in it",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     commands.add_parser(
         "train", help="Algorithm 1 on your own pictures; train --help has its flags"
     )
 
-    of = commands.add_parser("sample", parents=[both], help="pictures, by Algorithm 2")
+    def add(name: str, parent: argparse.ArgumentParser, text: str) -> Any:
+        of = commands.add_parser(name, parents=[parent], help=text)
+        of.description = f"{text[0].upper()}{text[1:]}."
+        return of
+
+    of = add("sample", both, "pictures, by Algorithm 2 or in fewer steps")
     of.add_argument("--pictures", type=int, default=64, help="how many")
     of.add_argument("--batch", type=int, default=64, help="pictures at a time")
-    of.add_argument("--sampler", choices=["ddpm", "ddim"], default="ddpm")
-    of.add_argument("--steps", type=int, help="of the T steps; all if not given")
+    of.add_argument(
+        "--sampler",
+        choices=["ddpm", "ddim"],
+        default="ddpm",
+        help="ddpm is Algorithm 2, ddim Song et al. 2020",
+    )
+    of.add_argument("--steps", type=int, help="of the T steps; if not given, all")
     of.add_argument("--eta", type=float, default=0.0, help="ddim's noise, 0 to 1")
-    of.add_argument("--class", dest="of_class", help="its name or number, from 0")
+    of.add_argument(
+        "--class", dest="of_class", metavar="CLASS", help="its name or number, from 0"
+    )
     of.add_argument(
         "--guidance", type=float, default=0.0, help="w of (1+w) ε(x,t,c) - w ε(x,t)"
     )
@@ -143,60 +170,92 @@ def _flags() -> argparse.ArgumentParser:
         help="grid.png, chain.gif, samples.npz, or a folder/",
     )
 
-    of = commands.add_parser(
-        "interpolate", parents=[both], help="section 4.4, to a PNG"
-    )
+    of = add("interpolate", both, "section 4.4: from one picture to another, to a PNG")
     of.add_argument("--data", required=True, help="where the two pictures are")
     of.add_argument("--first", type=int, default=0, help="the one at λ = 0, from 0")
     of.add_argument("--second", type=int, default=1, help="the one at λ = 1")
-    of.add_argument("--t", type=int, help="the step to mix at; T/2 if not given")
+    of.add_argument("--t", type=int, help="the step to mix at; if not given, T/2")
     of.add_argument("--steps", type=int, default=9, help="how many λ from 0 to 1")
-    of.add_argument("--out", default="out/interpolate.png")
+    of.add_argument("--out", default="out/interpolate.png", help="a .png file")
 
-    of = commands.add_parser("bound", parents=[both], help="eq. 5 in bits/dim")
+    of = add("bound", both, "eq. 5, the bound on -log p of pictures, in bits/dim")
     of.add_argument("--data", required=True, help="the pictures to charge for")
     of.add_argument("--pictures", type=int, default=64, help="how many, drawn by seed")
     of.add_argument(
-        "--draws", type=int, help="t for each picture; every t if not given"
+        "--draws", type=int, help="t for each picture; if not given, every t"
     )
     of.add_argument("--chunk", type=int, default=128, help="pictures a network call")
     of.add_argument("--plot", help="write rate and distortion (figure 5) to this PNG")
 
-    of = commands.add_parser(
-        "export",
-        parents=[model],
-        help="a U-Net as a folder for diffusers; its --help has a recipe for FID",
-        description=EXPORT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    of = add("export", model, "a U-Net for diffusers; its --help has a recipe for FID")
+    of.description, of.formatter_class = EXPORT, argparse.RawDescriptionHelpFormatter
     of.add_argument("--out", required=True, help="the folder, which is not there yet")
 
     of = commands.add_parser("info", help="what a checkpoint holds")
-    of.add_argument("checkpoint")
+    of.add_argument("checkpoint", help="written by a training script")
 
     of = commands.add_parser("doctor", help="this machine: rates, steps, advice")
     of.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    every = {action for of in commands.choices.values() for action in of._actions}
+    for action in every:  # parents lend theirs to several commands
+        if not any(action.default is x for x in (None, False, argparse.SUPPRESS)):
+            action.help = f"{action.help}; default: {action.default}"
     return parser
 
 
 def _open(
-    args: argparse.Namespace,
-) -> tuple[Checkpoint, Schedule, nn.Module, Generator]:
-    """The checkpoint, and its network on the device, which it says all about."""
+    args: argparse.Namespace, of_class: str | None = None, guidance: float = 0.0
+) -> tuple[Checkpoint, Schedule, Callable[..., Tensor], Generator]:
+    """The checkpoint, and what its network answers, of which it says all.
+
+    Returns: the checkpoint; its schedule; ε_θ(x_t, t), of the class asked for; and the
+    generator of the seed, on the device.
+    """
     if not 0 <= args.seed < 2**62:
         raise ValueError(f"--seed must lie in 0..2^62 - 1, got {args.seed}")
     device = pick_device(args.device)
     checkpoint = load_checkpoint(args.checkpoint)
     kept, name = WEIGHTS[args.weights]
     s, net = Schedule(checkpoint.beta), rebuild(checkpoint, kept).to(device)
+    c = _class(args.checkpoint, checkpoint, net, of_class, guidance)
+    bf16, precision = precision_to_sample(
+        device, args.bf16, checkpoint.config.get("bf16")
+    )
+    fast = faster(net, bf16, compiled=False)
+    eps_theta = fast if c is None else guided(fast, c, guidance)
     more = ", x̂_0 clamped to [-1, 1]" if args.clip_x_0 else ""
     if getattr(net, "num_classes", None) is not None:
-        more += ', for the class "none"'
+        more += f', for the class "{"none" if c is None else of_class}"'
+    more += f", guidance w = {guidance:g}" if guidance else ""
     print(
         f"{args.checkpoint}: {type(net).__name__} after step {checkpoint.step:,}, "
-        f"{name}; T = {s.T}, σ² = {args.sigma2}{more}"
+        f"{name}; T = {s.T}, σ² = {args.sigma2}{more}; {precision}"
     )
-    return checkpoint, s, net, Generator(device).manual_seed(args.seed)
+    return checkpoint, s, eps_theta, Generator(device).manual_seed(args.seed)
+
+
+def _class(
+    path: str,
+    checkpoint: Checkpoint,
+    net: nn.Module,
+    of_class: str | None,
+    guidance: float,
+) -> int | None:
+    """The number of the class of that name or number; None where none is asked for."""
+    if of_class is None:
+        if guidance:
+            raise ValueError("--guidance needs a --class to guide towards")
+        return None
+    number = getattr(net, "num_classes", None)
+    if number is None:
+        raise ValueError(f"{path} has no classes; leave out --class")
+    names = list(checkpoint.config.get("names") or ())
+    if of_class in names:
+        return names.index(of_class)
+    if of_class.isdecimal() and int(of_class) < number:
+        return int(of_class)
+    known = ", ".join(names) or f"0..{number - 1}"
+    raise ValueError(f"the classes are {known}, got {of_class!r}")
 
 
 def _read(args: argparse.Namespace, shape: tuple[int, ...]) -> Tensor:
@@ -229,11 +288,10 @@ def _sample(args: argparse.Namespace) -> None:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     refuse_what_cannot_be_written(args.out)
-    checkpoint, s, net, g = _open(args)
+    checkpoint, s, eps_theta, g = _open(args, args.of_class, args.guidance)
     refuse_what_cannot_be_written(args.out, checkpoint.shape[0])
-    s, eps_theta = s.to(g.device), _of_class(args, checkpoint, net)
     steps, step = sampler_of(
-        *(s, eps_theta, args.sampler, args.steps, args.eta),
+        *(s.to(g.device), eps_theta, args.sampler, args.steps, args.eta),
         *(args.sigma2, args.clip_x_0),
     )
 
@@ -244,28 +302,6 @@ def _sample(args: argparse.Namespace) -> None:
     frames = draw_all(of_batch, args.pictures, args.batch, len(steps), keep)
     save(args.out, frames)
     print(f"{args.pictures} samples, {len(steps)} steps each: {args.out}")
-
-
-def _of_class(
-    args: argparse.Namespace, checkpoint: Checkpoint, net: nn.Module
-) -> Callable[..., Tensor]:
-    """The network, or for --class what it answers for that class."""
-    if args.of_class is None:
-        if args.guidance:
-            raise ValueError("--guidance needs a --class to guide towards")
-        return net
-    names = list(checkpoint.config.get("names") or ())
-    number = getattr(net, "num_classes", None)
-    if args.of_class in names:
-        c = names.index(args.of_class)
-    elif args.of_class.isdecimal() and number is not None:
-        c = int(args.of_class)
-    elif number is None:
-        raise ValueError(f"{args.checkpoint} has no classes; leave out --class")
-    else:
-        known = ", ".join(names) or f"0..{number - 1}"
-        raise ValueError(f"the classes are {known}, got {args.of_class!r}")
-    return guided(net, c, args.guidance)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -304,7 +340,7 @@ def _info(args: argparse.Namespace) -> None:
 
 def _interpolate(args: argparse.Namespace) -> None:
     _check(args.out, "--steps", args.steps)
-    checkpoint, s, net, g = _open(args)
+    checkpoint, s, eps_theta, g = _open(args)
     refuse_what_cannot_be_written(args.out, checkpoint.shape[0])
     args.pictures = max(args.first, args.second) + 1
     images = _read(args, checkpoint.shape)
@@ -317,8 +353,9 @@ def _interpolate(args: argparse.Namespace) -> None:
     pair = to_float(images[[args.first, args.second]]).to(g.device)
     lam = torch.linspace(0, 1, args.steps)
     between = interpolate(
-        s, net, pair[:1], pair[1:], lam, t, g, args.sigma2, args.clip_x_0
+        s, eps_theta, pair[:1], pair[1:], lam, t, g, args.sigma2, args.clip_x_0
     )
+    say_out_of_range(between[:, 0])
     row = torch.cat([pair[:1], between[:, 0], pair[1:]])
     save_png(args.out, grid(to_uint8(row), len(row)))
     print(f"x_0, λ = 0..1 mixed at t = {t}, x'_0: {args.out}")
@@ -330,7 +367,7 @@ def _bound(args: argparse.Namespace) -> None:
     _check(args.plot, "--pictures", args.pictures)
     if args.plot and args.draws is not None:
         raise ValueError("--plot needs every t: give it without --draws")
-    checkpoint, s, net, g = _open(args)
+    checkpoint, s, eps_theta, g = _open(args)
     images = _read(args, checkpoint.shape)
     n = min(args.pictures, len(images))
     chosen = torch.randperm(len(images), generator=Generator().manual_seed(args.seed))
@@ -343,7 +380,7 @@ def _bound(args: argparse.Namespace) -> None:
             bar.update(seen - bar.n)
 
         bound = estimate_bits_per_dim(
-            *(s, net, x_0, g, args.sigma2, args.clip_x_0),
+            *(s, eps_theta, x_0, g, args.sigma2, args.clip_x_0),
             *(args.draws, args.chunk, progress),
         )
     print(table(bound, every_t=args.draws is None))

@@ -128,6 +128,11 @@ def _read(
         file = path / f"{IDX[split]}-images-idx3-ubyte{end}"
         if file.is_file():
             return _read(file, size, channels, split)
+    if others := sorted(path.glob("*-images-idx3-ubyte*")):
+        raise FileNotFoundError(
+            f"{path} holds no {IDX[split]}-images-idx3-ubyte, which has the pictures "
+            f"to {split} with; to take {others[0].name} in its place, name that file"
+        )
     if size is None:
         raise ValueError(
             f"{path} looks like a folder of photos; give the size to shrink them to, "

@@ -202,7 +202,7 @@ class _Transfer:
                 reason: BaseException = error
                 while reason.__context__:  # what the system said, without wrappings
                     reason = reason.__context__
-                self.give_up(str(reason), error)
+                self.give_up(" ".join(str(reason).split()), error)
         if self.have < self.file.size:
             self.give_up("it broke off")
 

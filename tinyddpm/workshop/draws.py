@@ -17,9 +17,11 @@ class CheckedDraw:
 
     Attributes:
         shape: (C, H, W) of the pictures.
-        digest: tells the data, wherever they lie: of the batch that a new generator
-            draws, with the kind of device. None for a draw that does not go by its
-            generator.
+        digest: tells the data, wherever they lie: of the first batch that a new
+            generator draws, with the kind of device. Other data, or more or fewer of
+            them, draw another batch; a change to a few of N pictures, none of which is
+            in that batch of B, goes unseen, and to see it for certain all of the data
+            would have to be read. None for a draw that does not go by its generator.
         largest: the largest |x_0| drawn so far, on the device.
         below_0: whether any number of the first batch is below 0.
     """

@@ -5,6 +5,7 @@ import errno
 import glob
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,16 @@ from typing import BinaryIO
 
 # What a file system says that cannot flush a folder, or lock a file.
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOLCK)
+
+
+def file_size(path: str | Path) -> int:
+    """The size of a regular file, in bytes. Nothing else is opened to be read."""
+    found = os.stat(path)
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path} is a device or a pipe, expected a regular file")
+    return found.st_size
 
 
 @contextmanager

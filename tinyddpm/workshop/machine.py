@@ -66,6 +66,26 @@ def choose_precision(
     return bf16, sentence
 
 
+def precision_to_sample(
+    device: torch.device, asked: bool | None, kept: bool | None
+) -> tuple[bool, str]:
+    """The precision that a trained network is asked in, and a sentence that says why.
+
+    It is the one it was trained in, but for bfloat16 where that is not fast: nothing is
+    trained any more, so that another machine may compute otherwise.
+
+    Args:
+        asked: True, False, or None for the rule above.
+        kept: what the run was trained in; None where its checkpoint leaves it open.
+    """
+    if asked is not None:
+        return asked, f"{name(asked)}, as asked"
+    if not kept:
+        return False, f"{name(False)}, as it was trained"
+    fast, why = default_precision(device)
+    return fast, f"{name(fast)}{', as it was trained' if fast else ''}: {why}"
+
+
 def default_precision(device: torch.device) -> tuple[bool, str]:
     """Whether bfloat16 is what `device` is fast in, and why, as half a sentence."""
     if device.type == "cuda":

@@ -16,7 +16,8 @@ def join(device: torch.device, checkpoint: Path) -> tuple[torch.device, bool]:
     """Joins the processes that torchrun started, on one machine or several, if it did.
 
     On several machines a run that is cut short is gone on with by hand: the machines
-    count their restarts each for itself, and would wait for each other for ever.
+    count their restarts each for itself, and would wait for each other for ever. Their
+    number is fixed: --nnodes=2, say, not --nnodes=1:2.
 
     Args:
         checkpoint: the file that the run is, or will be, kept in.
@@ -58,6 +59,12 @@ def join(device: torch.device, checkpoint: Path) -> tuple[torch.device, bool]:
     at_first = store.compare_set("checkpoint", "", "found" if found else "none")
     # and so do the addresses of the dead
     attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    if store.add(f"process {number} in attempt {attempt}", 1) > 1:  # not counted there
+        raise ValueError(
+            f"torchrun started the processes anew because a machine joined them, which "
+            f"is not supported; start again with a fixed number of machines, such as "
+            f"--nnodes={machines}, and with --resume"
+        )
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=PrefixStore(f"attempt {attempt}", store),

@@ -73,6 +73,8 @@ class Progress:
             "losses": [],  # [step, L_simple, its mean in each tenth of t]
         }
         self.calls, self.first = calls, True
+        on_gpu = next(net.parameters()).device.type == "cuda"
+        self.compiles = on_gpu if config.compile is None else config.compile
         self.began = self.spoke = time.perf_counter()
         # no thread of tqdm's own: it would outlive a fork, and a bar needs none
         tqdm.monitor_interval = 0
@@ -99,6 +101,9 @@ class Progress:
     def _say_when(self, r: Record) -> None:
         """What the whole will take, once; then a line a minute, if there is no bar."""
         now = time.perf_counter()
+        if self.compiles:  # so the first steps took longer than the others will
+            self.compiles, self.began = False, now
+            return
         if self.first:
             self.at = r.step - min(r.step, self.config.log_every), self.began
         per_step = (now - self.at[1]) / max(1, r.step - self.at[0])

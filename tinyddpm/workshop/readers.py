@@ -6,10 +6,8 @@ opened. A damaged file ends in a ValueError that names it and says what is wrong
 missing or unreadable one in an OSError.
 """
 
-import errno
 import math
 import os
-import stat
 import struct
 import warnings
 import zlib
@@ -20,6 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch import Tensor
+
+from .files import file_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,16 +45,6 @@ def extra() -> Iterator[None]:
         raise ModuleNotFoundError(
             f"{error} (pip install 'tinyddpm[scripts]' installs it)", name=error.name
         ) from None
-
-
-def _file_size(path: str | Path) -> int:
-    """The size of a regular file, in bytes. Nothing else is opened to be read."""
-    found = os.stat(path)
-    if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{path} is a device or a pipe, expected a regular file")
-    return found.st_size
 
 
 def _read_bytes(path: str | Path, file: BinaryIO, size: int) -> Tensor:
@@ -103,7 +93,7 @@ def read_cifar10_file(
         count: how many records it must hold; by default any number >= 1.
     Returns: uint8 (N, 3, 32, 32), and labels 0..9, long (N,).
     """
-    size = _file_size(path)
+    size = file_size(path)
     n, rest = divmod(size, CIFAR10_RECORD)
     if rest or n == 0 or n != (count or n):
         wanted = f"{count:,} records" if count else "one or more records"
@@ -144,7 +134,7 @@ def read_idx_labels(path: str | Path, classes: int = 10) -> Tensor:
 
 def _read_idx(path: str | Path, ndim: int) -> Tensor:
     """IDX: 0, 0, dtype (8: bytes), ndim; the sizes, big-endian; then the bytes."""
-    size = _file_size(path)
+    size = file_size(path)
     first = 4 + 4 * ndim
     magic = 0x0800 + ndim
     with open(path, "rb") as file:
@@ -241,7 +231,7 @@ def _read_npy(path: str | Path) -> "np.ndarray[Any, Any]":
     with extra():
         import numpy as np
 
-    size = _file_size(path)
+    size = file_size(path)
     with open(path, "rb") as file:
         head = file.read(6)
     if head[:4] == b"PK\3\4":
@@ -342,7 +332,7 @@ def _read_photo(path: Path, H: int, W: int, channels: int) -> Tensor:
 
     if not path.exists():
         raise ValueError("it is a link to a file that is not there")
-    _file_size(path)
+    file_size(path)
     with open(path, "rb") as file:
         head = file.read(25)
     if head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:] == b"\x10":

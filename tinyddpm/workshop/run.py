@@ -6,8 +6,13 @@ processes stay the same. On a GPU no deterministic kernels are asked for: a sum 
 round otherwise each time, and the difference grows with the steps.
 """
 
+import copy
+import dataclasses
+import statistics
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -43,15 +48,17 @@ def fit(
         net: ε_θ, (x_t, t) or (x_t, t, c) -> eps_hat; trained in place, on its device.
             It is asked once before anything else, so that data that it cannot take are
             refused before the work. Its training flags stay as they are. One that
-            torch.compile or DataParallel wraps is taken out: see config.compile, and
-            torchrun for several GPUs.
+            torch.compile or DataParallel wraps is taken out, and trains on one device:
+            see config.compile, and torchrun for several GPUs.
         draw: draw(B, generator) -> (x_0,) or (x_0, c), as `data.drawer` makes it.
         config: config.batch is over all processes of torch.distributed.
         log: gets a `Record` every config.log_every steps and at the end, in process 0.
         checkpoint: the file to save to: at the start, every config.save_every steps,
             at the end, and on SIGINT, SIGTERM and what batch systems send.
         resume: go on from that file, if it is there.
-    Returns: the moving average of net, the one to sample from.
+    Returns: the moving average of net, the one to sample from. Killed and resumed, it
+        is bit for bit the same on a CPU, if the numbers of threads and processes are:
+        sums of floats round otherwise when they are split otherwise.
     Raises:
         ValueError: data outside [-1, 1] or not for this network, a batch that the
             processes cannot share evenly, a checkpoint damaged or of another run.
@@ -61,6 +68,11 @@ def fit(
     """
     plain, B = unwrapped(net), config.batch
     device = next(plain.parameters()).device
+    if any(isinstance(module, nn.DataParallel) for module in net.modules()):
+        tell(
+            f"the network is trained without its DataParallel wrapper, on {device} "
+            f"alone; to train on several GPUs, start the script with torchrun"
+        )
     s, shares = s.to(device), parts(B, config.micro_batch)
     eps_theta = faster(
         net, config.bf16, config.channels_last, config.compile, dist.is_initialized()
@@ -96,6 +108,35 @@ def fit(
         ):
             state.end_of_step(step, log, caught)
     return ema.net
+
+
+class TimeIsUpError(Exception):
+    """Ends the steps that are only timed."""
+
+
+def seconds_a_step(
+    s: Schedule, net: nn.Module, draw: Draw, config: TrainConfig, seconds: float = 4.0
+) -> float:
+    """What a step of `fit` takes on this machine: the median of some, after a warm-up.
+
+    They are steps of the run itself, for `seconds` or until there are three, but of a
+    copy of the network: the run that follows is the one that would have been.
+
+    Args: as in `fit`.
+    """
+    ends = [time.perf_counter()]
+
+    def look(_: Record) -> None:
+        ends.append(time.perf_counter())
+        if len(ends) > 5 and ends[-1] - ends[2] > seconds:
+            raise TimeIsUpError
+
+    timed = dataclasses.replace(
+        config, steps=200, log_every=1, save_every=1, warmup=0, ema=0.0
+    )
+    with suppress(TimeIsUpError):
+        fit(s, copy.deepcopy(unwrapped(net)), draw, timed, look)
+    return statistics.median(end - start for start, end in pairwise(ends[2:]))
 
 
 def in_pieces(

@@ -55,15 +55,14 @@ class PictureConfig(TrainConfig):
             )
 
 
-# Minutes on two cores in place of hours on a GPU. Each script adds what its data ask.
+# Minutes on two cores in place of hours on a GPU. Each preset adds what its data ask.
 SHORT: dict[str, Any] = {
     "T": 250,  # a sample takes as many calls of the network
     "base": 32,
     "dropout": 0.0,  # too short a run to overfit
-    "lr": 1e-3,  # a narrow network bears more than App. B's 2e-4,
-    "lr_end": 5e-5,  # and settles where the rate falls
-    "warmup": 50,
-    "ema": 0.99,  # an average over about 100 steps, not 10,000
+    "lr": 1.5e-3,  # a narrow network bears more than App. B's 2e-4,
+    "lr_end": 2e-5,  # and settles where the rate falls
+    "warmup": 100,
     "log_every": 20,
     "save_every": 200,
     "clip_x_0": True,  # not in Algorithm 2: else many samples run away to one colour
@@ -77,26 +76,30 @@ def command_line(
     description: str | None,
     config: Config,
     presets: Mapping[str, Config],
-    switches: Mapping[str, str] | None = None,
+    more: Mapping[str, dict[str, Any]] | None = None,
     together: bool = False,
+    prog: str | None = None,
 ) -> tuple[Config, argparse.Namespace]:
-    """The settings that `argv` asks for, and the switches beside them.
+    """The settings that `argv` asks for, and the flags beside them.
 
     Args:
         config: the defaults.
         presets: other defaults, by the flag that asks for them.
-        switches: further flags and their help; --resume is always one.
+        more: further flags, as argparse takes them; --resume is always one.
         together: whether the script can be started by torchrun.
+        prog: what is typed to start it, where that is not the file's name.
     """
     if not together:
         refuse_several()
     asked = [preset for flag, preset in presets.items() if flag in argv]
     parser = flags(asked[0] if asked else config, description or "")
+    if prog:
+        parser.prog, parser.usage = prog, "%(prog)s PATH [flags]"
     for flag in presets:
         parser.add_argument(flag, action="store_true", help="other defaults, see above")
     parser.add_argument("--resume", action="store_true", help="go on from --out")
-    for flag, meaning in (switches or {}).items():
-        parser.add_argument(flag, action="store_true", help=meaning)
+    for flag, settings in (more or {}).items():
+        parser.add_argument(flag, **settings)
     args = parser.parse_args(argv)
     return from_flags(type(config), args), args
 

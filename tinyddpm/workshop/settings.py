@@ -29,10 +29,10 @@ class TrainConfig(Hyperparameters):
 
     log_every: Annotated[int, "steps between looks at the loss"] = 100
     save_every: Annotated[int, "steps between checkpoints"] = 5_000
-    micro_batch: Annotated[int | None, "pictures in memory at a time"] = None
-    bf16: Annotated[bool | None, "matrix products in bfloat16"] = None
+    micro_batch: Annotated[int | None, "so many at a time; if not given, all"] = None
+    bf16: Annotated[bool | None, "compute in bfloat16; if not given, where fast"] = None
     channels_last: Annotated[bool | None, "channels innermost in memory"] = None
-    compile: Annotated[bool | None, "torch.compile the network"] = None
+    compile: Annotated[bool | None, "torch.compile; if not given, on a GPU"] = None
 
     # What a resumed run may set anew: the run is then the same to rounding, but for the
     # dropout masks, which micro-batches and a compiled network draw in another order.
@@ -132,6 +132,7 @@ def flags(config: Any, description: str) -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(
         description=description,
+        usage="%(prog)s [flags]",  # all of them would hide an error's own line
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -140,7 +141,7 @@ def flags(config: Any, description: str) -> argparse.ArgumentParser:
         kind, meaning = typing.get_args(hints[field.name])
         default = getattr(config, field.name)
         settings: dict[str, Any] = {
-            "help": f"{meaning}; default: {_shown(default)}".replace("%", "%%"),
+            "help": f"{meaning}{_shown(default)}".replace("%", "%%"),
             "default": default,
         }
         parser.add_argument(
@@ -215,6 +216,7 @@ def _parsing(kind: Any) -> dict[str, Any]:
 
 
 def _shown(default: Any) -> str:
+    """The end of a flag's help; None is what the help itself speaks of."""
     if isinstance(default, tuple):
-        return " ".join(map(str, default))
-    return "chosen for the device or the run" if default is None else str(default)
+        default = " ".join(map(str, default)) or None
+    return "" if default is None else f"; default: {default}"

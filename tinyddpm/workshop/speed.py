@@ -93,6 +93,7 @@ class InBfloat16(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.num_classes = getattr(net, "num_classes", None)  # guidance asks for it
         self.train(net.training)
 
     def forward(self, x: Tensor, *others: Tensor, **named: Tensor) -> Tensor:
@@ -126,7 +127,7 @@ class FastDropout(nn.Dropout):
         """(B, C, H, W) -> (B, C, H, W)."""
         drop = round(self.p * 2**16)
         slow = x.device.type == "cpu" and not torch.compiler.is_compiling()
-        if not (slow and self.training and drop < 2**16):
+        if not (slow and self.training and 0 < drop < 2**16):
             return super().forward(x)
         n = x.numel()
         coins = torch.empty(-(-n // 4), dtype=torch.long)
