@@ -124,7 +124,8 @@ class SecondDevice(TorchDispatchMode):
         if name in ("_to_copy", "copy_"):
             source = tensors[-1].device  # of _to_copy's only one, of copy_'s second
             to = to if name == "_to_copy" else tensors[0].device
-            self._moved(source, to, tensors[-1])
+            self.copies += source != to
+            self.waits += source != to == CPU
         elif len({x.device for x in tensors}) > 1:
             raise RuntimeError(f"{f}: all tensors must be on the same device")
         self._drawn(f, to, flat)
@@ -143,11 +144,6 @@ class SecondDevice(TorchDispatchMode):
             return there[id(x)] if id(x) in there else There(x)
 
         return mapped(place_there, made)
-
-    def _moved(self, source: torch.device, to: torch.device, x: Tensor) -> None:
-        if source != to:
-            self.copies += 1
-            self.waits += to == CPU
 
     @staticmethod
     def _drawn(f: object, to: torch.device, flat: list) -> None:
@@ -278,9 +274,13 @@ def ran(
 
 
 def hold_to(case: Case) -> None:
-    """The law of a row: the place, the numbers, and the counts, whatever T is."""
+    """The law of a row: the place, the numbers, and the counts, whatever T is.
+
+    And what comes out can be trained on: it is no tensor of inference mode.
+    """
     want, *none = ran(case, there=False)
     assert none == [0, 0]
+    assert not any(isinstance(x, Tensor) and x.is_inference() for x in want)
 
     def costs(copies: int, waits: int, T: int = 5, s_there: bool = False) -> None:
         got, *counts = ran(case, T=T, s_there=s_there)

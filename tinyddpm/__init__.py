@@ -8,15 +8,10 @@ coding, and the networks mlp and unet. `import tinyddpm` loads these alone. Its 
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+# fmt: off
+# isort: off
 from .bound import (
-    L_0,
-    L_T,
-    Bound,
-    L_tm1,
-    bits_per_dim,
-    gaussian_kl,
-    log_decoder,
-    rate_distortion,
+    L_0, L_T, Bound, L_tm1, bits_per_dim, gaussian_kl, log_decoder, rate_distortion,
 )
 from .coding import receive, send
 from .data import drawer, to_float, to_uint8
@@ -24,11 +19,7 @@ from .forward import q_posterior, q_sample, q_step
 from .mlp import MLP, time_embedding
 from .sampler import interpolate, p_mean, p_sample_loop, p_step, predict_x_0, sample
 from .schedule import (
-    Schedule,
-    at,
-    constant_schedule,
-    linear_schedule,
-    quadratic_schedule,
+    Schedule, at, constant_schedule, linear_schedule, quadratic_schedule,
 )
 from .train import EMA, L_simple, weight
 from .unet import UNet
@@ -38,7 +29,6 @@ if TYPE_CHECKING:
     from .workshop.run import fit
     from .workshop.settings import TrainConfig
 
-# fmt: off
 __all__ = [
     "EMA", "L_0", "L_T", "MLP", "Bound", "L_simple", "L_tm1", "Schedule", "TrainConfig",
     "UNet", "at", "bits_per_dim", "constant_schedule", "drawer", "fit", "gaussian_kl",

@@ -16,7 +16,7 @@ from .bound import gaussian_kl, log_decoder, sigma2_1
 from .data import to_float, to_levels
 from .forward import q_posterior
 from .sampler import EpsTheta, asked, predict_x_0
-from .schedule import Schedule, at
+from .schedule import Schedule, at, whole
 
 Gaussian = tuple[Tensor, Tensor]  # mean (1, ...) and variance (one number), float64
 
@@ -75,7 +75,7 @@ def receive(
     Args: as in `send`; coder, of the message: `draw(p)` and `levels(log_p)` read it.
     Yields: as `p_sample_loop`: (t, x_t, x_0_hat) for t = T..1, then (0, x_0, x_0).
     """
-    zeros = torch.zeros(shape, dtype=torch.float64)
+    zeros = torch.zeros(whole("shape", shape), dtype=torch.float64)
     p = zeros, zeros.new_ones(())  # p(x_T)
     for t in range(s.T, 0, -1):  # 1 to 4: receive x_t using p
         x_t = coder.draw(p).float()

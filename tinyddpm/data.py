@@ -14,8 +14,8 @@ def to_float(v: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
     Args: v, uint8, any shape. Returns: that shape, in dtype.
     """
-    if v.dtype != torch.uint8:
-        raise ValueError(f"8-bit levels must be uint8, got {v.dtype}")
+    if getattr(v, "dtype", None) != torch.uint8:
+        raise ValueError(f"levels must be a uint8 tensor, got {getattr(v, 'dtype', v)}")
     return (v.to(dtype) - 127.5) / 127.5  # the numerator is exact: rounded once
 
 
@@ -24,8 +24,9 @@ def to_uint8(x: Tensor) -> Tensor:
 
     It undoes `to_float`. Raises: ValueError for nan, and for x not floating point.
     """
-    if not x.is_floating_point():
-        raise ValueError(f"pictures in [-1, 1] must be floating point, got {x.dtype}")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        given = x.dtype if isinstance(x, Tensor) else type(x)
+        raise ValueError(f"pictures in [-1, 1] must be floating point, got {given}")
     if x.isnan().any():
         raise ValueError(f"{int(x.isnan().sum())} of {x.numel()} pixels are nan")
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -63,7 +64,7 @@ def drawer(images: Tensor, labels: Tensor | None = None, flip: bool = False) -> 
     """
     N, device = len(images), images.device
     if images.dtype != torch.uint8 or images.ndim != 4 or N < 1:
-        given = f"got {images.dtype} {tuple(images.shape)}"
+        given = f"got {type(images).__name__} {images.dtype} {tuple(images.shape)}"
         raise ValueError(f"pictures must be uint8 (N, C, H, W) with N >= 1, {given}")
     if labels is not None and (labels.shape != (N,) or labels.dtype != torch.long):
         given = f"got {labels.dtype} {tuple(labels.shape)}"

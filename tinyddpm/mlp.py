@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .schedule import check_index
+from .schedule import check_index, whole
 
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:
@@ -18,6 +18,7 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
     Args: t (B,), any real dtype; dim, even, at least 4 (at 2 the denominator is 0).
     Returns: (B, dim), float64 if t is, else float32.
     """
+    (dim,) = whole("the embedding's width", [dim], least=0)
     if dim < 4 or dim % 2:
         raise ValueError(f"the embedding's width must be even and >= 4, got {dim}")
     i = torch.arange(dim // 2, dtype=torch.float64, device=t.device)
@@ -41,10 +42,9 @@ class MLP(nn.Module):
         self, shape: tuple[int, ...], width: int = 128, depth: int = 3, emb: int = 64
     ) -> None:
         super().__init__()
-        if not shape or min(*shape, width, depth) < 1:
-            given = f"got {tuple(shape)}, {width} and {depth}"
-            raise ValueError(f"shape, width and depth must be at least 1, {given}")
-        self.shape, self.width, self.depth, self.emb = tuple(shape), width, depth, emb
+        self.shape = shape = tuple(whole("shape", shape or [0]))
+        width, depth, emb = whole("width, depth and emb", [width, depth, emb])
+        self.width, self.depth, self.emb = width, depth, emb
         D = math.prod(shape)
         self.emb1, self.emb2 = nn.Linear(emb, emb), nn.Linear(emb, emb)
         self.first = nn.Linear(D, width)
@@ -59,9 +59,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """ε_θ(x_t, t): x (B, *shape), t (B,), 1..T -> the noise, the shape of x."""
         if x.shape[1:] != self.shape or x.dtype != self.first.weight.dtype:
-            wanted = (
-                f"(B, {', '.join(map(str, self.shape))}), {self.first.weight.dtype}"
-            )
+            wanted = f"(B, *{self.shape}), {self.first.weight.dtype}"
             raise ValueError(f"x must be {wanted}, got {tuple(x.shape)}, {x.dtype}")
         check_index("t", t, x)
         emb = time_embedding(t.double(), self.emb).to(x.dtype)

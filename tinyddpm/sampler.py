@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .forward import q_posterior, q_sample
-from .schedule import Schedule, at
+from .schedule import Schedule, at, whole
 
 EpsTheta = Callable[[Tensor, Tensor], Tensor]
 
@@ -113,6 +113,7 @@ def sample(
         generator's, else the network's. Returns: x_0, float32, not clamped.
     """
     theta = eps_theta.parameters() if isinstance(eps_theta, nn.Module) else iter(())
+    shape = tuple(whole("shape", shape, least=0))
     here = next(theta, torch.empty(0)).device if generator is None else generator.device
     x_T = torch.randn(shape, generator=generator, device=device or here)
     loop = p_sample_loop(s, eps_theta, x_T, generator, sigma2, clip_x_0)

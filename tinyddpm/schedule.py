@@ -103,9 +103,8 @@ def quadratic_schedule(
 def constant_schedule(T: int = 1000, beta: float | None = None) -> Schedule:
     """App. B: β_t = β for every t; by default `linear_schedule`'s β_T for this T"""
     T, _, beta = _end_points(T, beta, beta)
-    return _warn_if_signal_is_left(
-        Schedule(torch.tensor([beta] * T, dtype=torch.float64))
-    )
+    beta_t = torch.full((T,), beta, dtype=torch.float64)
+    return _warn_if_signal_is_left(Schedule(beta_t))
 
 
 def at(
@@ -125,9 +124,10 @@ def at(
         first..T; like, floating point; others, which must have its shape.
     """
     tables = [table] if isinstance(table, Tensor) else table
-    if not like.is_floating_point():
+    if not isinstance(like, Tensor) or not like.is_floating_point():
+        given = like.dtype if isinstance(like, Tensor) else type(like)
         how = "to_float scales 8-bit pictures to [-1, 1]"
-        raise ValueError(f"pictures must be floating point, got {like.dtype}; {how}")
+        raise ValueError(f"pictures must be floating point, got {given}; {how}")
     check_index("t", t, like)
     check_range("t", t, first, len(tables[0]) - 1)
     for name, other in others.items():
@@ -138,10 +138,23 @@ def at(
     return found[0] if isinstance(table, Tensor) else torch.stack(found)
 
 
+def whole(names: str, given: Any, least: int = 1) -> list[int]:
+    """The numbers as Python's own int; ValueError unless each is whole and >= least."""
+    try:
+        found = [operator.index(x) for x in given]
+    except TypeError:  # a float, a string, a tensor of floats; no list of numbers
+        found = [least - 1]
+    if min(found, default=least) < least:
+        shown = str(given).strip("[]")
+        raise ValueError(f"{names} must be whole and at least {least}, got {shown}")
+    return found
+
+
 def same_shape(name: str, given: Tensor, like: Tensor) -> None:
     """A shape that merely broadcasts would silently share noise between pictures."""
-    if given.shape != like.shape:
-        shapes = f"{tuple(like.shape)}, got {tuple(given.shape)}"
+    if not isinstance(given, Tensor) or given.shape != like.shape:
+        found = tuple(given.shape) if isinstance(given, Tensor) else type(given)
+        shapes = f"{tuple(like.shape)}, got {found}"
         raise ValueError(f"{name} must have the shape of the batch, {shapes}")
 
 
@@ -177,9 +190,7 @@ def _end_points(
 
     To first order in β, ᾱ_T is exp(-T (β_1 + β_T) / 2): T steps add the same noise.
     """
-    if not hasattr(T, "__index__") or operator.index(T) < 1:
-        raise ValueError(f"T must be a whole number of steps >= 1, got {T!r}")
-    T = operator.index(T)
+    (T,) = whole("T", [T])
     if beta_1 is None and beta_T is None:
         if T <= 20:
             raise ValueError(
@@ -189,7 +200,7 @@ def _end_points(
         return T, 1e-4 * 1000 / T, 0.02 * 1000 / T
     if beta_1 is None or beta_T is None:
         raise ValueError("give both beta_1 and beta_T, or neither")
-    if not (0 < beta_1 < 1 and 0 < beta_T < 1):
+    if not all(hasattr(x, "__float__") and 0 < x < 1 for x in (beta_1, beta_T)):
         raise ValueError(f"beta must lie inside (0, 1), got {beta_1} and {beta_T}")
     return T, float(beta_1), float(beta_T)
 

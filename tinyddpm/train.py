@@ -9,7 +9,6 @@ import copy
 import dataclasses
 import hashlib
 import math
-import operator
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
@@ -21,7 +20,7 @@ from torch.optim import Adam, Optimizer
 from .data import Draw
 from .forward import q_sample
 from .sampler import randn_like
-from .schedule import Schedule, at, check_range, same_shape
+from .schedule import Schedule, at, check_range, same_shape, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +71,7 @@ def weight(s: Schedule, t: Tensor, sigma2: str = "beta") -> Tensor:
         σ_t², as `Schedule.sigma2` names it. Returns: (B,), float64, nats.
     """
     tables, first = [s.beta, s.alpha, s.alpha_bar], 2 if sigma2 == "beta_tilde" else 1
-    x = torch.as_tensor(t).double()
+    x = t.double() if isinstance(t, Tensor) else torch.empty(0)
     beta, alpha, alpha_bar, sigma2_t = at([*tables, s.sigma2(sigma2)], t, x, first)
     return torch.as_tensor(beta**2 / (2 * sigma2_t * alpha * (1 - alpha_bar)))
 
@@ -86,7 +85,7 @@ class EMA:
 
     def __init__(self, net: nn.Module, decay: float) -> None:
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
-        self.decay = decay
+        self.decay = float(decay)
         self._ema: list[Tensor] = list(self.net.parameters())
         self._theta: list[Tensor] = list(net.parameters())
         self._of = net
@@ -169,6 +168,6 @@ def random_seed(*key: int) -> int:
     Hashed, not summed: torch's CPU generator reads only the low 32 bits of a seed, with
     which some 75 of the paper's 800,000 steps repeat the draws of another one.
     """
-    whole = tuple(map(operator.index, key))
-    digest = hashlib.blake2b(repr(whole).encode(), digest_size=8).digest()
+    key = tuple(whole("the numbers of a seed", key, least=0))
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .layers import Downsample, GroupNorm, Upsample, glorot, zero
 from .mlp import time_embedding
-from .schedule import check_index, check_range
+from .schedule import check_index, check_range, whole
 
 
 class ResBlock(nn.Module):
@@ -118,21 +118,21 @@ class UNet(nn.Module):
         attention: Callable[[int], nn.Module] = SelfAttention,
     ) -> None:
         super().__init__()
-        levels = range(len(multipliers))
-        if not levels or min(multipliers) < 1 or set(attention_levels) - set(levels):
-            wanted = f">= 1, one a level, and attention_levels some of {list(levels)}"
-            given = f"got {multipliers} and {attention_levels}"
-            raise ValueError(f"multipliers must be whole numbers {wanted}; {given}")
-        if base < 4 or base % 2 or in_channels < 1 or not 0 <= dropout < 1:
-            wanted = "even and >= 4, in_channels >= 1, dropout in [0, 1)"
-            given = f"got {base}, {in_channels} and {dropout}"
-            raise ValueError(f"base must be {wanted}; {given}")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes must be None or >= 1, got {num_classes}")
+        multipliers = tuple(whole("multipliers, one a level,", multipliers or [0]))
+        attention_levels = tuple(whole("attention_levels", attention_levels, least=0))
+        in_channels, base = whole("in_channels and base", [in_channels, base])
+        levels, dropout = range(len(multipliers)), float(dropout)
+        if set(attention_levels) - set(levels):
+            wanted = f"lie in {list(levels)}, got {attention_levels}"
+            raise ValueError(f"attention_levels must {wanted}")
+        if base < 4 or base % 2 or not 0 <= dropout < 1:
+            wanted = f"even and >= 4, dropout in [0, 1), got {base} and {dropout}"
+            raise ValueError(f"base must be {wanted}")
+        if num_classes is not None:
+            (num_classes,) = whole("num_classes, if not None,", [num_classes])
         self.in_channels, self.base, self.num_classes = in_channels, base, num_classes
-        self.multipliers, self.dropout = tuple(multipliers), dropout
-        self.attention_levels = tuple(attention_levels)
-        self.factor = 2 ** (len(levels) - 1)
+        self.multipliers, self.attention_levels = multipliers, attention_levels
+        self.dropout, self.factor = dropout, 2 ** (len(levels) - 1)
         emb = 4 * base
         self.dense1 = glorot(nn.Linear(base, emb))
         self.dense2 = glorot(nn.Linear(emb, emb))

@@ -313,7 +313,7 @@ REFUSED = {
         lambda s: interpolated_variance(Schedule(torch.tensor([0.5])), abs),
         "needs T >= 2",
     ),
-    "T = 0": (lambda s: cosine_schedule(0), "whole number of steps >= 1, got 0"),
+    "T = 0": (lambda s: cosine_schedule(0), "T must be whole and at least 1, got 0"),
     "half a step": (lambda s: sigmoid_schedule(2.5), "got 2.5"),
     "an end before the start": (
         lambda s: sigmoid_schedule(30, start=1.0, end=0.0),

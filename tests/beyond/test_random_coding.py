@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tinyddpm import gaussian_kl, linear_schedule, q_posterior, send
 from tinyddpm.beyond.arithmetic import Reader, Writer
 from tinyddpm.beyond.oracle import gradient_oracle
-from tinyddpm.beyond.random_coding import BLOCK, Race, RandomSender
+from tinyddpm.beyond.random_coding import BLOCK, KINDS, Race, RandomSender
 
 from ..helpers import BITS, gradient
 from ..strategies import seeds, share
@@ -80,6 +80,33 @@ def test_the_blocks_hold_the_kl(kl):
     assert rounded < 2 * kl or race.kind == 0
     assert rounded / blocks <= BLOCK
     assert blocks == 1 or rounded / (blocks - 1) > BLOCK
+
+
+@pytest.mark.parametrize("kind", range(KINDS))
+def test_a_race_has_candidates_for_all_but_a_thousandth_of_q(kind):
+    """log2 q/p is about b ± 1.7 √b for x ~ q, b bits being what one race carries: with
+    three of these deviations on top, of p's candidates one at least is where q is.
+
+    They come in runs, one after the other, each once.
+    """
+    race = Race(0)
+    race.kind = kind
+    b, ends = min(2.0 ** (kind - 6), BLOCK), [0]
+    for first, z in race._runs(1):
+        assert first == ends[-1]
+        ends.append(first + len(z))
+    assert b + 3 * 1.7 * b**0.5 <= math.log2(ends[-1]) <= b + 12
+
+
+def test_a_seed_is_of_the_candidates_and_of_the_times():
+    """Both follow from it, and neither from the other: no two of these are alike."""
+    races = [Race(seed) for seed in (0, 10, 20)]
+    drawn = {
+        tuple(torch.rand(4, generator=g).tolist())
+        for race in races
+        for g in (race.shared, race.own)
+    }
+    assert len(drawn) == 6
 
 
 @given(st.floats(-2, 2), st.floats(0.1, 1.5), st.integers(1, 10), seeds)

@@ -64,7 +64,7 @@ def ended(pid: int, said: Path, seconds: float = 300) -> End:
         if time.monotonic() > until:
             os.killpg(pid, signal.SIGKILL)
             until = float("inf")
-        time.sleep(0.005)
+        time.sleep(0.02)
     text = said.read_text(errors="replace") if said.exists() else ""
     if until == float("inf"):
         text += f"\nTraceback: none, but it took more than {seconds} s"

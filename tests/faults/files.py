@@ -12,7 +12,6 @@ import io
 import json
 import os
 import random
-import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -116,7 +115,7 @@ def kinds(folder: Path) -> Iterator[tuple[str, Kind]]:
 
     path = file("checkpoint/c.pt")
     path.unlink()
-    trained(path)
+    in_a_child(lambda: trained(path), folder / "said")
     good = load_checkpoint(path)
 
     def opened(path: Path) -> Any:
@@ -142,7 +141,7 @@ def kinds(folder: Path) -> Iterator[tuple[str, Kind]]:
             ),
         )
     out = folder / "figures"
-    trained(out / "checkpoint.pt", out)
+    in_a_child(lambda: trained(out / "checkpoint.pt", out), folder / "said")
     rows = json.loads((out / "figures.json").read_bytes())["losses"]
     yield (
         "figures.json, resumed",
@@ -266,7 +265,7 @@ def main(rounds: int, seed: int, folder: Path) -> bool:
     def note(name: str, what: str, kind: Kind, read: Any = None) -> None:
         path = kind.path
         work = read or (lambda: sentence(lambda: kind.read(path), kind.right))
-        end = in_a_child(work, folder / "said", seconds=120)
+        end = in_a_child(work, folder / "said", seconds=600)
         size = path.stat().st_size >> 20 if path.is_file() else 0
         used, size = end.mebibytes - rest, 0 if size > 1000 else size
         row = table.setdefault(name, Counter())
@@ -277,10 +276,6 @@ def main(rounds: int, seed: int, folder: Path) -> bool:
             problems.append(
                 f"{name}, {what}: exit {end.code}, {used} MiB: {end.said[-700:]}"
             )
-            kept = folder / "kept" / f"{len(problems)} {path.name}"
-            kept.parent.mkdir(exist_ok=True)
-            if path.is_file() and size < 10:
-                shutil.copy(path, kept)
 
     for name, kind in kinds(folder):
         good = kind.path.read_bytes()

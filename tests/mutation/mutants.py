@@ -495,7 +495,7 @@ def main() -> int:
     until, kept = time.monotonic() + 60 * given.minutes, registered()
     modules = given.modules or list(LAWS)
     if given.changed:
-        modules = [m for m in kept if kept[m]["text"] != digest(m)]
+        modules = [m for m in kept if kept[m].get("text") != digest(m)]
     hypothesis.settings.register_profile(
         "mutants",
         derandomize=True,

@@ -243,7 +243,7 @@ def test_T_below_1_or_not_whole_is_refused(make, T):
     """T is a number of steps; the error names what was given, with ends or without."""
     ends = (0.5,) if make is constant_schedule else (0.5, 0.5)
     for arguments in (), ends:
-        with pytest.raises(ValueError, match=f"whole number of steps >= 1, got {T!r}"):
+        with pytest.raises(ValueError, match=f"T must be whole .+ 1, got {T!r}"):
             make(T, *arguments)
 
 

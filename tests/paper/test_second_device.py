@@ -47,6 +47,7 @@ from ..second_device import (
     ELSEWHERE,
     Case,
     GeneratorThere,
+    SecondDevice,
     hold_to,
     mismatches,
     ran,
@@ -142,6 +143,29 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(train, "Generator", GeneratorThere)
     good = ["cpu", ELSEWHERE.type]
     monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: good)
+
+
+def test_the_stand_in_counts_and_refuses_what_a_gpu_does():
+    """Copies either way; numbers that are read, and sizes that depend on them; two
+    places in one operation, and a generator of the other place."""
+    with SecondDevice() as device:
+        x = torch.arange(3.0).to(ELSEWHERE)
+        y = x.double() * 2 + torch.ones(3, device=ELSEWHERE)
+        assert (device.copies, device.waits) == (1, 0)
+        assert y.cpu().tolist() == [1, 3, 5]
+        assert (device.copies, device.waits) == (2, 1)
+        looks = (float, bool, int, torch.nonzero, lambda z: z[None][z[None] > 0])
+        for n, look in enumerate(looks, 2):
+            look(y.sum())
+            assert (device.copies, device.waits) == (2, n)
+        y[:2] = x[1:]
+        assert y.tolist() == [1, 2, 5]
+        with pytest.raises(RuntimeError, match="same device"):
+            x + torch.ones(3)
+        with pytest.raises(RuntimeError, match="generator"):
+            torch.rand(3, generator=torch.Generator(), device=ELSEWHERE)
+        g = GeneratorThere(ELSEWHERE)
+        assert torch.rand(3, generator=g, device=g.device).device == ELSEWHERE
 
 
 def test_every_public_name_is_in_the_table():

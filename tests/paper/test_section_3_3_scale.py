@@ -50,7 +50,7 @@ def test_what_is_no_picture_is_refused():
         to_uint8(torch.tensor([0.0, math.nan]))
     with pytest.raises(ValueError, match=r"floating point, got torch\.uint8"):
         to_uint8(LEVELS)
-    with pytest.raises(ValueError, match=r"uint8, got torch\.float32"):
+    with pytest.raises(ValueError, match=r"uint8 tensor, got torch\.float32"):
         to_float(torch.zeros(1))
 
 

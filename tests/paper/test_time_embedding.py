@@ -42,6 +42,15 @@ def test_time_embedding_refuses_odd_and_tiny_widths(dim):
         time_embedding(torch.ones(1), dim)
 
 
+@pytest.mark.parametrize("dtype", [torch.long, torch.float32, torch.bfloat16])
+def test_a_step_of_any_dtype_has_one_embedding(dtype):
+    """sin and cos of ω_i t in float64, rounded once, for the t that the dtype holds."""
+    t = torch.tensor([1, 334, 996]).to(dtype)
+    exact = time_embedding(t.double(), 32)
+    assert exact.dtype == torch.float64
+    assert torch.equal(time_embedding(t, 32), exact.float())
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("make", [lambda: MLP((3, 2, 2)), lambda: UNet(3, 8, (1, 1))])
 def test_networks_round_the_embedding_once(make, dtype):

@@ -381,11 +381,11 @@ def test_dtypes_and_classes_are_refused_by_name():
         ({"multipliers": (1, 0)}, "multipliers"),
         ({"attention_levels": (4,)}, r"\[0, 1, 2, 3\].*\(4,\)"),
         ({"attention_levels": (-1,)}, r"\(-1,\)"),
-        ({"base": 2}, "even and >= 4.*2, 3"),
+        ({"base": 2}, "even and >= 4.*got 2 and"),
         ({"base": 7}, "even and >= 4"),
-        ({"in_channels": 0}, "in_channels >= 1"),
+        ({"in_channels": 0}, "in_channels and base must be whole and at least 1"),
         ({"dropout": 1.0}, r"dropout in \[0, 1\)"),
-        ({"num_classes": 0}, "num_classes must be None or >= 1, got 0"),
+        ({"num_classes": 0}, "num_classes, if not None, must be .+ at least 1, got 0"),
     ],
 )
 def test_impossible_networks_are_refused(arguments, message):

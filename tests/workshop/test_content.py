@@ -69,6 +69,10 @@ def whole_numbers(saved):
         saved[name][KEY] = saved[name][KEY].long()
 
 
+def of_no_parameter(saved):
+    saved["optimiser"]["state"][-1] = saved["optimiser"]["state"][0]
+
+
 def moments(saved):
     for name in ("exp_avg", "exp_avg_sq"):
         saved["optimiser"]["state"][0][name] = torch.zeros(5, 4, 3)
@@ -123,6 +127,11 @@ DAMAGE |= {
     "Adam's group is empty": put("optimiser", "param_groups", [{}]),
     "Adam's moment missing": without(*ADAM, "exp_avg"),
     "Adam's moment as a list": put(*ADAM, "exp_avg", [0.0]),
+    "Adam's parameters in a list": put("optimiser", "param_groups", 0, "params", 0, []),
+    "Adam's eps as a tensor": put("optimiser", "param_groups", 0, "eps", torch.ones(3)),
+    "Adam turned round": put("optimiser", "param_groups", 0, "maximize", True),
+    "Adam's state of no parameter": of_no_parameter,
+    "Adam's step of four": put(*ADAM, "step", torch.ones(2, 2)),
     "Adam's moment in whole numbers": put(*ADAM, "exp_avg", torch.zeros(3).long()),
     "Adam's moments of a layer that is not": moments,
     "Adam's moment of another shape": put(*ADAM, "exp_avg", torch.zeros(3)),

@@ -7,6 +7,7 @@ whatever went wrong, calling again on a good server gives it.
 import gzip
 import hashlib
 import io
+import socket
 import sys
 import tarfile
 import threading
@@ -402,6 +403,25 @@ def test_no_server_is_a_sentence(path, monkeypatch):
     file = OfficialFile("http://127.0.0.1:1/file.bin", SIZE, SHA256)
     with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:1/.*refused"):
         download(file, path.parent)
+
+
+def test_an_answer_that_is_no_http_ends_in_one_line(path):
+    """What another server says is quoted without its line ends."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            peer, _ = listening.accept()
+            with peer:
+                peer.recv(1 << 16)
+                peer.sendall(b"220 ready\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/file.bin"
+        with pytest.raises(ConnectionError, match="220 ready") as error:
+            download(OfficialFile(url, SIZE, SHA256), path.parent, 5)
+        thread.join()
+    assert "\n" not in str(error.value)
 
 
 def test_another_file_of_that_name_is_not_touched(server, path):

@@ -265,8 +265,8 @@ def _fill(net: UNet, state_dict: Mapping[Any, Any]) -> UNet:
     if wrong:
         raise ValueError(
             f"these weights are not of a UNet2DModel with base {net.base}, multipliers "
-            f"{net.multipliers} and attention at levels {net.attention_levels}:\n"
-            + "\n".join(sorted(wrong))
+            f"{net.multipliers} and attention at levels {net.attention_levels}: "
+            f"{'; '.join(sorted(wrong))}"
         )
     _refuse_non_finite((theirs, found[key]) for theirs, key in ours.items())
     found["dense1.weight"] = turn(found["dense1.weight"], -1)

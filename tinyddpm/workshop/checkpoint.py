@@ -118,10 +118,12 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     size = file_size(path) - DIGEST
     with open(path, "rb") as file:
         found, left = hashlib.blake2b(digest_size=DIGEST), max(0, size)
-        while piece := file.read(min(left, 1 << 20)):
+        zipped = file.read(2) == b"PK"  # else it is not torch's, however long
+        file.seek(0)
+        while zipped and (piece := file.read(min(left, 1 << 20))):
             found.update(piece)
             left -= len(piece)
-        if found.digest() != file.read(DIGEST):
+        if not zipped or found.digest() != file.read(DIGEST):
             raise ValueError(
                 f"{path} is not a whole checkpoint: it is cut short or damaged (its "
                 f"{size + DIGEST:,} bytes do not fit their check sum), or another "

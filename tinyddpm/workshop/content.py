@@ -21,6 +21,7 @@ KINDS: dict[str, Any] = {
 }
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False}
+ADAM |= {"maximize": False, "capturable": False, "differentiable": False}
 
 
 def refuse_content(path: Path, saved: Any, size: int) -> None:
@@ -105,9 +106,17 @@ def _problems_of_adam(saved: dict[str, Any]) -> Iterator[str]:
         and all(
             isinstance(g, dict) and isinstance(g.get("params"), list) for g in groups
         )
-        and all(g.get(name) == value for g in groups for name, value in ADAM.items())
+        and all(
+            not isinstance(g.get(name), Tensor) and g.get(name) == value
+            for g in groups
+            for name, value in ADAM.items()
+        )
     ):
         yield f"its optimiser's groups are not those of Adam with {ADAM}"
+        return
+    numbers = [number for g in groups for number in g["params"]]
+    if numbers != list(range(len(numbers))) or not state.keys() <= set(numbers):
+        yield "its optimiser's parameters are not numbered as Adam numbers them"
         return
     shapes = iter([x.shape for x in saved["weights"].values()])
     for key, kept in state.items():
@@ -115,7 +124,8 @@ def _problems_of_adam(saved: dict[str, Any]) -> Iterator[str]:
             isinstance(kept, dict)
             and {"step", *MOMENTS} <= kept.keys()
             and all(isinstance(x, Tensor) for x in kept.values())
-            and all(kept[m].is_floating_point() for m in MOMENTS)
+            and all(kept[m].is_floating_point() for m in ("step", *MOMENTS))
+            and kept["step"].numel() == 1
             and kept["exp_avg"].shape == kept["exp_avg_sq"].shape
         )
         if not fits or kept["exp_avg"].shape not in shapes:  # in the weights' order

@@ -1,0 +1,102 @@
+"""Numbers of other libraries' types: they count as Python's own, or are refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from tinyddpm import (
+    EMA,
+    MLP,
+    UNet,
+    constant_schedule,
+    linear_schedule,
+    quadratic_schedule,
+    receive,
+    sample,
+    time_embedding,
+)
+from tinyddpm.train import random_seed
+
+from ..helpers import seeded
+
+S = linear_schedule(100)
+T = torch.tensor([3, 40])
+
+
+def unet(n=3, **other):
+    return UNet(**({"in_channels": 1, "base": 4, "multipliers": (n,)} | other))
+
+
+# What is made of a whole number n, and of a number p between 0 and 1, as tensors.
+WHOLE = {
+    "linear_schedule's T": lambda n: linear_schedule(n, 0.1, 0.9).beta,
+    "quadratic_schedule's T": lambda n: quadratic_schedule(n, 0.1, 0.9).beta,
+    "constant_schedule's T": lambda n: constant_schedule(n, 0.9).beta,
+    "sample's shape": lambda n: sample(S, lambda x, t: x, (n, 2), seeded(0)),
+    "time_embedding's dim": lambda n: time_embedding(T, n),
+    "MLP's shape": lambda n: MLP((n, 2)).first.weight[:0],
+    "MLP's width": lambda n: MLP((2,), width=n).first.weight[:, :0],
+    "MLP's depth": lambda n: torch.tensor(len(MLP((2,), depth=n).dense)),
+    "UNet's multipliers": lambda n: unet(n, attention_levels=()).conv_out.weight,
+    "UNet's in_channels": lambda n: (
+        unet(1, in_channels=n, attention_levels=()).conv_out.weight
+    ),
+    "UNet's num_classes": lambda n: unet(
+        1, num_classes=n, attention_levels=()
+    ).classes.weight[:, :0],
+    "random_seed's": lambda n: torch.tensor(random_seed(0, n)),
+}
+BETWEEN = {
+    "linear_schedule's beta_1": lambda p: linear_schedule(9, p, 0.9).beta,
+    "quadratic_schedule's beta_T": lambda p: quadratic_schedule(9, 0.1, p).beta,
+    "constant_schedule's beta": lambda p: constant_schedule(9, p).beta,
+    "EMA's decay": lambda p: torch.tensor(EMA(MLP((2,)), p).decay),
+    "UNet's dropout": lambda p: torch.tensor(
+        unet(1, dropout=p, attention_levels=()).middle1.dropout.p
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:x_T keeps")
+@pytest.mark.parametrize("of", [np.int64, np.uint8, torch.tensor], ids=str)
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_number_of_another_type_is_that_number(name, of):
+    """f(of(n)) = f(n): NumPy's integers, and integer tensors of one element."""
+    assert torch.equal(WHOLE[name](of(4)), WHOLE[name](4))
+
+
+@pytest.mark.filterwarnings("ignore:x_T keeps")
+@pytest.mark.parametrize("of", [np.float64, np.float32, torch.tensor], ids=str)
+@pytest.mark.parametrize("name", BETWEEN)
+def test_a_number_of_another_type_is_that_number(name, of):
+    """f(of(p)) = f(p), with a p that every type holds exactly."""
+    assert torch.equal(BETWEEN[name](of(0.5)), BETWEEN[name](0.5))
+
+
+@pytest.mark.parametrize(
+    "wrong", [4.0, np.float32(4), torch.tensor(4.0), "4", None, np.ones(2), -1]
+)
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_is_no_whole_number_is_refused_in_a_sentence(name, wrong):
+    """ValueError, which says what is wanted; num_classes alone may be None."""
+    if wrong is None and "num_classes" in name:
+        return
+    with pytest.raises(ValueError, match=r"whole and at least|even and >= 4"):
+        WHOLE[name](wrong)
+
+
+@pytest.mark.parametrize(
+    "make", [MLP, lambda n: sample(S, None, n), lambda n: list(receive(S, None, n, 0))]
+)
+def test_a_number_in_the_place_of_a_shape_is_refused_in_a_sentence(make):
+    """A shape is a row of numbers, in the sentence too."""
+    with pytest.raises(ValueError, match=r"shape must be whole .+, got 4"):
+        make(4)
+
+
+@pytest.mark.parametrize("p", ["half", None, 1.5, float("nan")])
+def test_an_end_point_that_is_none_is_refused_in_a_sentence(p):
+    """0 < β < 1, whatever the type; a single end point that is None is refused too."""
+    for name in ("linear_schedule's beta_1", "quadratic_schedule's beta_T"):
+        with pytest.raises(ValueError, match=r"inside \(0, 1\)|both beta_1 and beta_T"):
+            BETWEEN[name](p)
