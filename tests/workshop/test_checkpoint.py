@@ -473,7 +473,7 @@ def test_another_network_schedule_or_picture_size_is_refused(path):
     for s, net, data, named in [
         (linear_schedule(500), network(), draw, "differs in the schedule's beta;"),
         (linear_schedule(), network(0.1), draw, "differs in the network.+0.2.+0.1"),
-        (linear_schedule(), network(), other, "differs in the data: their pictures"),
+        (linear_schedule(), network(), other, "differs in the data: a first batch"),
         (linear_schedule(), network(), small, r"the shape .+4, 4.+here \(2, 4, 2\)"),
         (linear_schedule(), Other(4, 4), draw, "names or shapes of the weights"),
     ]:
