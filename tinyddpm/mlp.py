@@ -42,7 +42,7 @@ class MLP(nn.Module):
         self, shape: tuple[int, ...], width: int = 128, depth: int = 3, emb: int = 64
     ) -> None:
         super().__init__()
-        self.shape = shape = tuple(whole("shape", shape or [0]))
+        self.shape = shape = tuple(whole("shape", shape))
         width, depth, emb = whole("width, depth and emb", [width, depth, emb])
         self.width, self.depth, self.emb = width, depth, emb
         D = math.prod(shape)

@@ -144,7 +144,7 @@ def whole(names: str, given: Any, least: int = 1) -> list[int]:
         found = [operator.index(x) for x in given]
     except TypeError:  # a float, a string, a tensor of floats; no list of numbers
         found = [least - 1]
-    if min(found, default=least) < least:
+    if min(found, default=0) < least:  # of none if least is 0
         shown = str(given).strip("[]")
         raise ValueError(f"{names} must be whole and at least {least}, got {shown}")
     return found

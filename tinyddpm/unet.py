@@ -118,7 +118,7 @@ class UNet(nn.Module):
         attention: Callable[[int], nn.Module] = SelfAttention,
     ) -> None:
         super().__init__()
-        multipliers = tuple(whole("multipliers, one a level,", multipliers or [0]))
+        multipliers = tuple(whole("multipliers, one a level,", multipliers))
         attention_levels = tuple(whole("attention_levels", attention_levels, least=0))
         in_channels, base = whole("in_channels and base", [in_channels, base])
         levels, dropout = range(len(multipliers)), float(dropout)

@@ -129,6 +129,14 @@ DAMAGE |= {
     "Adam's moment as a list": put(*ADAM, "exp_avg", [0.0]),
     "Adam's parameters in a list": put("optimiser", "param_groups", 0, "params", 0, []),
     "Adam's eps as a tensor": put("optimiser", "param_groups", 0, "eps", torch.ones(3)),
+    "Adam's fused as a tensor": put(
+        "optimiser", "param_groups", 0, "fused", torch.ones(3)
+    ),
+    "Adam's parameter as a tensor": put(
+        "optimiser", "param_groups", 0, "params", 0, torch.ones(3)
+    ),
+    "a setting as a tensor": put("config", "batch", torch.ones(3)),
+    "network of a tensor": put("network", ("UNet", {"base": torch.ones(3)})),
     "Adam turned round": put("optimiser", "param_groups", 0, "maximize", True),
     "Adam's state of no parameter": of_no_parameter,
     "Adam's step of four": put(*ADAM, "step", torch.ones(2, 2)),

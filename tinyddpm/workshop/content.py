@@ -50,6 +50,10 @@ def _problems(saved: Any, size: int) -> Iterator[str]:
         if not isinstance(saved[name], kind) or isinstance(saved[name], bool):
             yield f"its {name} is {_named(saved[name])}"
             return
+    for name in ("config", "network", "shape"):
+        if not _plain(saved[name]):
+            yield f"its {name} holds more than plain values"
+            return
     if saved["step"] < 0:
         yield f"its step is {saved['step']}"
     for name in ("config", "weights", "ema", "optimiser"):
@@ -106,11 +110,8 @@ def _problems_of_adam(saved: dict[str, Any]) -> Iterator[str]:
         and all(
             isinstance(g, dict) and isinstance(g.get("params"), list) for g in groups
         )
-        and all(
-            not isinstance(g.get(name), Tensor) and g.get(name) == value
-            for g in groups
-            for name, value in ADAM.items()
-        )
+        and _plain(groups)
+        and all(g.get(name) == value for g in groups for name, value in ADAM.items())
     ):
         yield f"its optimiser's groups are not those of Adam with {ADAM}"
         return
@@ -133,6 +134,18 @@ def _problems_of_adam(saved: dict[str, Any]) -> Iterator[str]:
             return
     if saved["step"] > 0 and not state:
         yield f"its optimiser has no state after step {saved['step']}"
+
+
+def _plain(value: Any) -> bool:
+    """Whether it is made of numbers, strings, None, and rows and dictionaries of them.
+
+    To compare these is always possible; a tensor that equals in part is neither.
+    """
+    if isinstance(value, dict):
+        return all(_plain(x) for x in value.values())
+    if isinstance(value, list | tuple):
+        return all(_plain(x) for x in value)
+    return value is None or isinstance(value, int | float | str)
 
 
 def _lies_in(x: Tensor, size: int) -> bool:
