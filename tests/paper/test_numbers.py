@@ -1,5 +1,7 @@
 """Numbers of other libraries' types: they count as Python's own, or are refused."""
 
+import operator
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from ..helpers import seeded
 
 S = linear_schedule(100)
 T = torch.tensor([3, 40])
+NAME = operator.attrgetter("__name__")
 
 
 def unet(n=3, **other):
@@ -58,7 +61,7 @@ BETWEEN = {
 
 
 @pytest.mark.filterwarnings("ignore:x_T keeps")
-@pytest.mark.parametrize("of", [np.int64, np.uint8, torch.tensor], ids=str)
+@pytest.mark.parametrize("of", [np.int64, np.uint8, torch.tensor], ids=NAME)
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_whole_number_of_another_type_is_that_number(name, of):
     """f(of(n)) = f(n): NumPy's integers, and integer tensors of one element."""
@@ -66,7 +69,7 @@ def test_a_whole_number_of_another_type_is_that_number(name, of):
 
 
 @pytest.mark.filterwarnings("ignore:x_T keeps")
-@pytest.mark.parametrize("of", [np.float64, np.float32, torch.tensor], ids=str)
+@pytest.mark.parametrize("of", [np.float64, np.float32, torch.tensor], ids=NAME)
 @pytest.mark.parametrize("name", BETWEEN)
 def test_a_number_of_another_type_is_that_number(name, of):
     """f(of(p)) = f(p), with a p that every type holds exactly."""
