@@ -448,8 +448,7 @@ def test_steps_may_change_unless_the_rate_depends_on_them(path, tmp_path):
         train(tmp_path / "bent", resume=True, config=dataclasses.replace(bent, steps=3))
 
 
-@pytest.mark.parametrize("last", [True, False])
-def test_the_order_in_memory_may_change(tmp_path, last):
+def test_the_order_in_memory_may_change(tmp_path):
     """Resumed with the other order of axes, the weights are the same to rounding.
 
     Adam's averages must follow: walked in another order they would meet other weights,
@@ -457,8 +456,8 @@ def test_the_order_in_memory_may_change(tmp_path, last):
     Without dropout, whose masks go by the order in memory.
     """
     one, other = (
-        dataclasses.replace(CONFIG, steps=6, channels_last=order)
-        for order in (last, not last)
+        dataclasses.replace(CONFIG, steps=4, channels_last=last)
+        for last in (False, True)
     )
     for name, config, resume in (
         ("part", dataclasses.replace(one, steps=2), False),
