@@ -501,13 +501,15 @@ def test_another_network_schedule_or_picture_size_is_refused(path):
 
 def test_what_only_one_of_two_runs_has_is_refused(path):
     """A weight, a step of beta or a setting more in the file, or in the run, is another
-    run's; but a setting that is new, and changes no number, is no reason to refuse."""
+    run's, and so is the same beta in another order; but a setting that is new, and
+    changes no number, is no reason to refuse."""
     found = load_checkpoint(path)
     more = dataclasses.replace(found, config={**found.config, "colour": 1})
     name = next(iter(found.weights))
     kept = {key: x for key, x in found.weights.items() if key != name}
     one_less = dataclasses.replace(found, weights=kept)
     shorter = dataclasses.replace(found, beta=found.beta[:-1])
+    falling = dataclasses.replace(found, beta=found.beta.flip(0))
     refuse_another_run(path, found, more, set())
     for old, new, fixed, named in [
         (more, found, set(), r"colour \(there 1, here None\)"),
@@ -516,6 +518,7 @@ def test_what_only_one_of_two_runs_has_is_refused(path):
         (one_less, found, set(), "the names or shapes of the weights"),
         (found, shorter, set(), "the schedule's beta"),
         (shorter, found, set(), "the schedule's beta"),
+        (falling, found, set(), "the schedule's beta"),
     ]:
         with pytest.raises(ValueError, match=f"differs in {named};"):
             refuse_another_run(path, old, new, fixed)
