@@ -508,6 +508,7 @@ def test_what_only_one_of_two_runs_has_is_refused(path):
     name = next(iter(found.weights))
     kept = {key: x for key, x in found.weights.items() if key != name}
     one_less = dataclasses.replace(found, weights=kept)
+    cut = dataclasses.replace(found, weights=found.weights | {name: torch.ones(1)})
     shorter = dataclasses.replace(found, beta=found.beta[:-1])
     falling = dataclasses.replace(found, beta=found.beta.flip(0))
     refuse_another_run(path, found, more, set())
@@ -516,6 +517,7 @@ def test_what_only_one_of_two_runs_has_is_refused(path):
         (found, more, {"colour"}, r"colour \(there None, here 1\)"),
         (found, one_less, set(), "the names or shapes of the weights"),
         (one_less, found, set(), "the names or shapes of the weights"),
+        (cut, found, set(), "the names or shapes of the weights"),
         (found, shorter, set(), "the schedule's beta"),
         (shorter, found, set(), "the schedule's beta"),
         (falling, found, set(), "the schedule's beta"),
