@@ -1,6 +1,7 @@
 """What `beyond/` costs on another device than the CPU, as `second_device.py` counts."""
 
 import pytest
+import torch
 
 from tinyddpm import drawer, sample
 from tinyddpm.beyond import (
@@ -16,6 +17,7 @@ from tinyddpm.beyond import (
 )
 
 from ..second_device import Case, hold_to, mismatches, ran
+from ..strategies import normal
 
 SHAPE = (2, 3, 4, 4)
 
@@ -138,6 +140,16 @@ TABLE = {
         lambda s, mean, cov, x_t, t: oracle.gaussian_oracle(s, mean, cov)(x_t, t),
         *(2, 2, (0, 2)),  # is the covariance one?
         free=("mean", "cov"),
+    ),
+    "oracle.gaussian_oracle, made on the CPU": Case(
+        lambda s, x_t, t: oracle.gaussian_oracle(
+            s, normal(0, SHAPE[1:]), torch.eye(48).double()
+        )(x_t, t),
+        *(5, 0, (3, 0)),
+    ),
+    "oracle.finite_oracle, made on the CPU": Case(
+        lambda s, x_t, t: oracle.finite_oracle(s, normal(0, SHAPE))(x_t, t),
+        *(5, 0, (2, 0)),
     ),
     "oracle.gaussian_nll": Case(
         lambda mean, cov, x: oracle.gaussian_nll(mean, cov, x), 0, 3

@@ -176,7 +176,11 @@ class Laws:
         text = (PACKAGE / mistake.file).read_text()
         changed = patched_text(mistake, text)
         own, files = f"tests/{mistake.test}", LAWS[mistake.file]
-        near = [n for n in self.names if n.removeprefix("tests/").startswith(files)]
+        near = [
+            name
+            for name in self.names
+            if name == own or name.removeprefix("tests/").startswith(files)
+        ]
         near.sort(key=lambda name: name != own)
         catchers: list[str] = []
         while near and len(catchers) < 2:

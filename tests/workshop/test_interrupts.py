@@ -82,17 +82,20 @@ def test_a_second_signal_ends_a_run_of_one_process_at_once(monkeypatch, world):
     """The first is noted, and then does what it did before: SIGINT interrupts. Where
     several train together all are noted, since torchrun sends one of its own."""
     monkeypatch.setattr("tinyddpm.workshop.interrupts.world", lambda: world)
-    before = signal.getsignal(signal.SIGINT)
-    with signals(True) as caught:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert caught == [signal.SIGINT]
-        if world == 1:
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-        else:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # "&" ignores it
+    try:
+        with signals(True) as caught:
             os.kill(os.getpid(), signal.SIGINT)
-    assert caught == [signal.SIGINT] * world  # of two, both
-    assert signal.getsignal(signal.SIGINT) == before
+            assert caught == [signal.SIGINT]
+            if world == 1:
+                with pytest.raises(KeyboardInterrupt):
+                    os.kill(os.getpid(), signal.SIGINT)
+            else:
+                os.kill(os.getpid(), signal.SIGINT)
+        assert caught == [signal.SIGINT] * world
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_in_another_thread_signals_are_left_alone():
