@@ -67,7 +67,7 @@ def test_a_batch_is_a_function_of_the_generator(seed, flip):
         (
             torch.zeros(2, 3, 4, 4),
             None,
-            r"be uint8 .*, got torch\.float32 \(2, 3, 4, 4\)",
+            r"be uint8 .*, got Tensor torch\.float32 \(2, 3, 4, 4\)",
         ),
         (distinct(2)[0], None, "pictures must be uint8"),
         (distinct(2)[:0], None, "pictures must be uint8"),

@@ -21,20 +21,6 @@ def test_a_script_for_one_process_refuses_torchrun(main, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_example_that_trains_is_such_a_script(monkeypatch, tmp_path):
-    """The examples refuse it as soon as their flags are read."""
-    examples = training.Path(train_cifar.__file__).parent / "examples"
-    monkeypatch.syspath_prepend(str(examples))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.chdir(tmp_path)
-    names = sorted(path.stem for path in examples.glob("train_*.py"))
-    assert len(names) >= 3
-    for name in names:
-        with pytest.raises(ValueError, match="is the one for torchrun"):
-            __import__(name).main([])
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("T", [0, 1, 20])
 def test_too_few_steps_are_refused_in_the_scripts_words(T):
     """β_T = 0.02 · 1000/T < 1 from T = 21 on; no flag sets β_T, so none is named."""

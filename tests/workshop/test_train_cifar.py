@@ -217,7 +217,7 @@ def test_what_cannot_work_is_refused_with_a_sentence(pictures, tmp_path):
         (("--data", pictures, "--device", "tpu"), "got 'tpu'"),
         (("--data", pictures, "--batch", 0), "batch must be at least 1, got 0"),
         (("--data", pictures, "--T", 0), "got 0"),
-        (("--data", pictures, "--multipliers", 0), "multipliers must be"),
+        (("--data", pictures, "--multipliers", 0), "multipliers, one a level, must be"),
         (("--data", pictures, "--sample-every", 3, "--log-every", 2), "multiple of"),
     ]:
         assert said in refusal(*TINY, *out, *args)

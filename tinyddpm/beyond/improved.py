@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..forward import q_sample
 from ..sampler import asked, p_mean
-from ..schedule import Schedule, at, same_shape
+from ..schedule import Schedule, at, same_shape, whole
 from .ablations import L_of_step, PTheta
 from .ddim import check_steps
 
@@ -123,8 +123,7 @@ def L_hybrid(
 
 def _times(T: int) -> Tensor:
     """t/T for t = 0..T, float64."""
-    if not isinstance(T, int) or T < 1:
-        raise ValueError(f"T must be a whole number of steps >= 1, got {T!r}")
+    (T,) = whole("T", [T])
     return torch.linspace(0, 1, T + 1, dtype=torch.float64)
 
 
