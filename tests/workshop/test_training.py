@@ -329,7 +329,7 @@ REFUSED = {
     "both": ("{}/ok --minutes 1 --steps 3", "give --steps or --minutes"),
     "no time": ("{}/ok --minutes 0", "--minutes must be above 0, got 0"),
     "no labels": ("{}/v.npy --labels {}/c.npy", r"c\.npy: No such file"),
-    "no network": (
+    "no network": ("{}/v.npy --attention 9", r"attention_levels must lie in \[0, 1, 2]"),
         "{}/v.npy --attention 9",
         r"attention_levels must lie in \[0, 1, 2\]",
     ),
