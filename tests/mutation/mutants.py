@@ -50,7 +50,11 @@ EQUIVALENT, REGISTRY = HERE / "EQUIVALENT_MUTANTS.md", HERE / "registry.json"
 
 # The tests that hold each module's laws.
 LAWS = {
-    "schedule.py": ("paper/test_schedule.py", "paper/test_at.py"),
+    "schedule.py": (
+        "paper/test_schedule.py",
+        "paper/test_at.py",
+        "paper/test_numbers.py",
+    ),
     "forward.py": (
         "paper/test_eq_02_is_eq_04.py",
         "paper/test_eq_07_posterior.py",
@@ -58,6 +62,7 @@ LAWS = {
     ),
     "sampler.py": (
         "paper/test_eq_01.py",
+        "paper/test_numbers.py",
         "paper/test_eq_11.py",
         "paper/test_eq_15.py",
         "paper/test_algorithm_2.py",
@@ -67,6 +72,7 @@ LAWS = {
     ),
     "train.py": (
         "paper/test_eq_14_loss.py",
+        "paper/test_numbers.py",
         "paper/test_eq_12_is_eq_10_is_eq_8.py",
         "paper/test_algorithm_1.py",
         "paper/test_ema.py",
@@ -80,14 +86,16 @@ LAWS = {
         "paper/test_section_4_3_rate_distortion.py",
         "paper/test_second_device.py",
     ),
-    "coding.py": ("paper/test_algorithm_3_and_4.py",),
+    "coding.py": ("paper/test_algorithm_3_and_4.py", "paper/test_numbers.py"),
     "data.py": (
         "paper/test_drawer.py",
+        "paper/test_numbers.py",
         "paper/test_section_3_3_scale.py",
         "paper/test_second_device.py",
     ),
     "mlp.py": (
         "paper/test_mlp.py",
+        "paper/test_numbers.py",
         "paper/test_time_embedding.py",
         "paper/test_second_device.py",
         "reference/test_autograd.py",
@@ -95,6 +103,7 @@ LAWS = {
     "layers.py": ("paper/test_layers.py", "paper/test_unet.py"),
     "unet.py": (
         "paper/test_unet.py",
+        "paper/test_numbers.py",
         "paper/test_layers.py",
         "reference/test_autograd.py",
     ),

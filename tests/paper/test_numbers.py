@@ -44,10 +44,29 @@ WHOLE = {
     "UNet's in_channels": lambda n: (
         unet(1, in_channels=n, attention_levels=()).conv_out.weight
     ),
+    "UNet's attention_levels": lambda n: unet(
+        1, multipliers=(1,) * 5, attention_levels=(n,)
+    ).conv_out.weight[:0],
     "UNet's num_classes": lambda n: unet(
         1, num_classes=n, attention_levels=()
     ).classes.weight[:, :0],
     "random_seed's": lambda n: torch.tensor(random_seed(0, n)),
+}
+# What the sentence of a refusal begins with, and the least number it would take.
+REFUSED = {
+    "linear_schedule's T": ("T", 1),
+    "quadratic_schedule's T": ("T", 1),
+    "constant_schedule's T": ("T", 1),
+    "sample's shape": ("shape", 0),
+    "time_embedding's dim": ("the embedding's width", 0),
+    "MLP's shape": ("shape", 1),
+    "MLP's width": ("width, depth and emb", 1),
+    "MLP's depth": ("width, depth and emb", 1),
+    "UNet's multipliers": ("multipliers, one a level,", 1),
+    "UNet's attention_levels": ("attention_levels", 0),
+    "UNet's in_channels": ("in_channels and base", 1),
+    "UNet's num_classes": ("num_classes, if not None,", 1),
+    "random_seed's": ("the numbers of a seed", 0),
 }
 BETWEEN = {
     "linear_schedule's beta_1": lambda p: linear_schedule(9, p, 0.9).beta,
@@ -84,7 +103,10 @@ def test_what_is_no_whole_number_is_refused_in_a_sentence(name, wrong):
     """ValueError, which says what is wanted; num_classes alone may be None."""
     if wrong is None and "num_classes" in name:
         return
-    with pytest.raises(ValueError, match=r"whole and at least|even and >= 4"):
+    begins, least = REFUSED[name]
+    with pytest.raises(
+        ValueError, match=rf"^{begins} must be whole and at least {least}"
+    ):
         WHOLE[name](wrong)
 
 
@@ -93,7 +115,7 @@ def test_what_is_no_whole_number_is_refused_in_a_sentence(name, wrong):
 )
 def test_a_number_in_the_place_of_a_shape_is_refused_in_a_sentence(make):
     """A shape is a row of numbers, in the sentence too."""
-    with pytest.raises(ValueError, match=r"shape must be whole .+, got 4"):
+    with pytest.raises(ValueError, match=r"^shape must be whole .+, got 4"):
         make(4)
 
 
