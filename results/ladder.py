@@ -26,7 +26,7 @@ from tinyddpm.workshop.pictures import grid, save_png
 from tinyddpm.workshop.progress import errors_as_sentences
 from tinyddpm.workshop.readers import read_npy_images
 
-COLUMNS, ROWS = 8, 6  # of each side of samples.png; classes are rows of their own
+COLUMNS, ROWS = 5, 6  # of each side of samples.png; classes are rows of their own
 
 
 def main(argv: list[str]) -> None:
