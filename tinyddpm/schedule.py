@@ -142,12 +142,12 @@ def whole(names: str, given: Any, least: int = 1) -> list[int]:
     """The numbers as Python's own int; ValueError unless each is whole and >= least."""
     try:
         found = [operator.index(x) for x in given]
+        if min(found, default=0) >= least:  # there may be none where 0 would do
+            return found
     except TypeError:  # a float, a string, a tensor of floats; no list of numbers
-        found = [least - 1]
-    if min(found, default=0) < least:  # of none if least is 0
-        shown = str(given).strip("[]")
-        raise ValueError(f"{names} must be whole and at least {least}, got {shown}")
-    return found
+        pass
+    shown = str(given).strip("[]")
+    raise ValueError(f"{names} must be whole and at least {least}, got {shown}")
 
 
 def same_shape(name: str, given: Tensor, like: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Numbers of other libraries' types: they count as Python's own, or are refused."""
 
 import operator
+import re
 
 import numpy as np
 import pytest
@@ -11,11 +12,17 @@ from tinyddpm import (
     MLP,
     UNet,
     constant_schedule,
+    drawer,
     linear_schedule,
+    predict_x_0,
+    q_sample,
     quadratic_schedule,
     receive,
     sample,
     time_embedding,
+    to_float,
+    to_uint8,
+    weight,
 )
 from tinyddpm.train import random_seed
 
@@ -123,3 +130,40 @@ def test_an_end_point_that_is_none_is_refused_in_a_sentence(p):
     for name in ("linear_schedule's beta_1", "quadratic_schedule's beta_T"):
         with pytest.raises(ValueError, match=r"inside \(0, 1\)|both beta_1 and beta_T"):
             BETWEEN[name](p)
+
+
+def test_an_empty_shape_is_refused_where_one_is_needed():
+    """No number at all is no shape of a picture, and no levels of a U-Net."""
+    for make in (MLP, lambda none: UNet(1, 4, none)):
+        with pytest.raises(ValueError, match=r"must be whole and at least 1, got \(\)"):
+            make(())
+    assert sample(S, lambda x, t: x, (), seeded(0)).shape == ()
+
+
+X = torch.zeros(2, 3)
+SENTENCES = {
+    "got <class 'list'>; to_float": lambda: q_sample(S, [1.0], T, X),
+    "got torch.int64; to_float": lambda: q_sample(S, X.long(), T, X),
+    "the batch, (2, 3), got <class 'list'>": lambda: predict_x_0(S, X, T, [1.0]),
+    "the batch, (2, 3), got (1, 3)": lambda: predict_x_0(S, X, T, X[:1]),
+    "a uint8 tensor, got [1]": lambda: to_float([1]),
+    "a uint8 tensor, got torch.float32": lambda: to_float(X),
+    "floating point, got <class 'list'>": lambda: to_uint8([0.0]),
+    "floating point, got torch.int64": lambda: to_uint8(X.long()),
+    "shape (B,), got int": lambda: weight(S, 5),
+    "got Tensor torch.float32 (2, 3)": lambda: drawer(X),
+    "got a and 0.5": lambda: linear_schedule(9, "a", 0.5),
+    "got 0.1 and 1.0": lambda: linear_schedule(9, 0.1, 1.0),
+    "attention_levels must lie in [0, 1], got (2,)": lambda: UNet(1, 4, (1, 1), (2,)),
+    "even and >= 4, dropout in [0, 1), got 3 and 0.1": lambda: UNet(1, 3, (1,), ()),
+    "in [0, 1), got 4 and 1.0": lambda: UNet(1, 4, (1,), (), 1.0),
+    "x must be (B, *(2,)), torch.float32, got (2, 3)": lambda: MLP((2,))(X, T),
+    "shape must be whole and at least 0, got XX": lambda: sample(S, None, "XX"),
+}
+
+
+@pytest.mark.parametrize("says", SENTENCES)
+def test_a_sentence_says_what_was_given(says):
+    """A type where no tensor was given, else what of the tensor does not fit."""
+    with pytest.raises(ValueError, match=re.escape(says)):
+        SENTENCES[says]()
