@@ -52,42 +52,26 @@ SAMPLED, BOUNDED = 500, 64  # pictures
 SHAPE = (SAMPLED, 3, SIZE, SIZE)
 
 
-def ancestral(sigma2: str) -> Callable[..., Tensor]:
+Draw = Callable[[Schedule, EpsTheta, int, tuple[int, ...], Generator, bool], Tensor]
+
+
+def ancestral(sigma2: str) -> Draw:
     """Algorithm 2 on the strided schedule."""
-
-    def draw(
-        s: Schedule,
-        eps_theta: EpsTheta,
-        n: int,
-        shape: tuple[int, ...],
-        g: Generator,
-        clip_x_0: bool = False,
-    ) -> Tensor:
-        fewer = strided(s, eps_theta, uniform_steps(s.T, n))
-        return sample(*fewer, shape, g, sigma2, clip_x_0)
-
-    return draw
+    return lambda s, eps_theta, n, shape, g, clip_x_0: sample(
+        *strided(s, eps_theta, uniform_steps(s.T, n)), shape, g, sigma2, clip_x_0
+    )
 
 
-def ddim(choose: Callable[[int, int], list[int]]) -> Callable[..., Tensor]:
+def ddim(choose: Callable[[int, int], list[int]]) -> Draw:
     """DDIM with η = 0."""
-
-    def draw(
-        s: Schedule,
-        eps_theta: EpsTheta,
-        n: int,
-        shape: tuple[int, ...],
-        g: Generator,
-        clip_x_0: bool = False,
-    ) -> Tensor:
-        x_T = torch.randn(shape, generator=g, device=g.device)
-        return ddim_sample(s, eps_theta, x_T, choose(s.T, n), clip_x_0=clip_x_0)
-
-    return draw
+    return lambda s, eps_theta, n, shape, g, clip_x_0: ddim_sample(
+        s, eps_theta, torch.randn(shape, generator=g, device=g.device),
+        choose(s.T, n), clip_x_0=clip_x_0,
+    )  # fmt: skip
 
 
 # the name, how samples are drawn, and the σ² of its bound
-SAMPLERS = (
+SAMPLERS: tuple[tuple[str, Draw, str | None], ...] = (
     ("strided, β", ancestral("beta"), "beta"),
     ("strided, β̃", ancestral("beta_tilde"), "beta_tilde"),
     ("DDIM, uniform", ddim(uniform_steps), None),
@@ -103,12 +87,12 @@ def trained(s: Schedule, steps: int) -> EpsTheta:
 
 
 def rung(
-    s: Schedule, eps_theta: EpsTheta, sampler: tuple[str, Any, str | None], n: int
+    s: Schedule, eps_theta: EpsTheta, sampler: tuple[str, Draw, str | None], n: int
 ) -> dict[str, Any]:
     """One line of the table: a sampler with n steps, from the x_T of all others."""
     name, draw, sigma2 = sampler
     began = time.perf_counter()
-    x_0 = draw(s, eps_theta, n, SHAPE, Generator().manual_seed(1))
+    x_0 = draw(s, eps_theta, n, SHAPE, Generator().manual_seed(1), False)
     seconds = time.perf_counter() - began
     law = held_against_the_law(x_0)
     bits = None
@@ -273,6 +257,8 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     if bool(args.checkpoint) is not bool(args.data):
         raise ValueError("--checkpoint and --data go together")
+    if args.checkpoint and args.exact:
+        raise ValueError("--exact is for the toy; leave it out with --checkpoint")
     out = Path(args.out)
     rungs = of_a_checkpoint(args) if args.checkpoint else of_the_toy(args)
     save_plot(out / "ladder.png", rungs)

@@ -38,7 +38,7 @@ from tinyddpm.beyond.distance import frechet_distance, gaussian_of, nearest
 from tinyddpm.workshop.checkpoint import load_checkpoint, rebuild
 from tinyddpm.workshop.datasets import hold_out, read_pictures
 from tinyddpm.workshop.files import write_whole
-from tinyddpm.workshop.machine import choose_precision
+from tinyddpm.workshop.machine import precision_to_sample
 from tinyddpm.workshop.pictures import grid, save_png
 from tinyddpm.workshop.progress import errors_as_sentences
 from tinyddpm.workshop.readers import read_npy_images, read_npy_labels
@@ -130,7 +130,7 @@ def draw(args: argparse.Namespace, device: torch.device) -> Labelled:
     farthest = []  # of each picture the number farthest from 0, (chunk, 1)
     if getattr(net, "num_classes", None):
         classes = torch.arange(args.samples, device=device) % net.num_classes
-    bf16, why = choose_precision(device, None)
+    bf16, why = precision_to_sample(device, None, checkpoint.config.get("bf16"))
     print(f"sampling in {why}")
     net = faster(net, bf16, compiled=False)
     for i in tqdm(torch.arange(args.samples).split(args.chunk), disable=None):

@@ -219,6 +219,12 @@ def test_the_ladder_of_a_checkpoint_is_of_its_average_and_its_classes(
         ("sampler_ladder", ["--train", "0"], "--train must be at least 1, got 0"),
         ("guidance", ["--checkpoint", "x", "--pictures", "0"], "at least 1, got 0"),
         ("sampler_ladder", ["--data", "x.npy"], "--checkpoint and --data go together"),
+        (
+            "sampler_ladder",
+            ["--checkpoint", "x", "--data", "x.npy", "--exact"],
+            "--exact is for the toy",
+        ),
+        ("cifar_in_minutes", ["--data", __file__], "that were not trained on"),
     ],
 )
 def test_nonsense_is_a_sentence_and_nothing_is_written(

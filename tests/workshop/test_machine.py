@@ -13,7 +13,11 @@ from tinyddpm.unet import UNet
 from tinyddpm.workshop import doctor as screen
 from tinyddpm.workshop import machine
 from tinyddpm.workshop.command import main
-from tinyddpm.workshop.machine import choose_precision, default_precision
+from tinyddpm.workshop.machine import (
+    choose_precision,
+    default_precision,
+    precision_to_sample,
+)
 
 CPU = torch.device("cpu")
 U = 2.0**-8  # half the distance of neighbouring bfloat16 numbers, which have 8 bits
@@ -227,6 +231,25 @@ def test_a_resumed_run_keeps_its_precision(kept, fast, monkeypatch):
     assert ("reason" in sentence) is (fast is not kept)
     with pytest.raises(ValueError, match="the checkpoint was trained in"):
         choose_precision(CPU, not kept, kept)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_samples_are_drawn_as_the_run_was_trained_unless_that_is_slow(
+    fast, monkeypatch
+):
+    """What is asked for wins. Else bfloat16 only for a run that was trained so, where
+    it is fast; and only what the checkpoint tells is called "as it was trained".
+    """
+    monkeypatch.setattr(machine, "default_precision", lambda device: (fast, "reason"))
+    for kept in (True, False, None):
+        for asked in (True, False):
+            bf16, sentence = precision_to_sample(CPU, asked, kept)
+            assert bf16 is asked
+            assert sentence == f"{machine.name(asked)}, as asked"
+        bf16, sentence = precision_to_sample(CPU, None, kept)
+        assert bf16 is (kept is True and fast)
+        assert sentence.startswith(machine.name(bf16))
+        assert ("as it was trained" in sentence) is (kept is bf16)
 
 
 def is_one_screen(out: str) -> None:

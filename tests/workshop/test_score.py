@@ -134,7 +134,7 @@ def test_samples_of_a_checkpoint_are_of_its_average_each_for_its_class(
     for p in net.parameters():  # the last layers start at 0
         torch.nn.init.normal_(p, std=0.2)
     s, shape = linear_schedule(24), (1, 8, 8)
-    kept = SimpleNamespace(beta=s.beta[1:], shape=shape)
+    kept = SimpleNamespace(beta=s.beta[1:], shape=shape, config={"bf16": False})
     monkeypatch.setattr(score, "load_checkpoint", lambda path: kept)
     networks = {"ema": net}
     rebuild = lambda kept, weights="ema": networks[weights]  # noqa: E731
@@ -142,7 +142,6 @@ def test_samples_of_a_checkpoint_are_of_its_average_each_for_its_class(
     v, c = halves(60, 0)
     np.save(tmp_path / "v.npy", v)
     np.save(tmp_path / "c.npy", c)
-    monkeypatch.setattr(score, "choose_precision", lambda *_: (False, "float32"))
     flags = ["--data", tmp_path / "v.npy", "--labels", tmp_path / "c.npy"]
     flags += ["--held-out", 20, "--samples", 6, "--chunk", 6, "--seed", 3]
     found = run(

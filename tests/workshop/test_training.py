@@ -327,11 +327,13 @@ REFUSED = {
     "none left": ("{}/ok --size 8 8 --held-out 1", "cannot hold out 1 of 1 pictures"),
     "held out": ("{}/ok --size 8 8 --held-out -1", "held_out must be at least 0"),
     "both": ("{}/ok --minutes 1 --steps 3", "give --steps or --minutes"),
-    "no time": ("{}/ok --minutes 0", "--minutes must be above 0, got 0"),
+    "no time": ("{}/ok --minutes 0", "--minutes must be above 0 .*, got 0"),
+    "endless": ("{}/ok --minutes 1e308", "at most 525,600, a year, got 1e"),
+    "names": ("{}/v.npy --names a b", "--names gives 2 names, and there are 0 classes"),
     "no labels": ("{}/v.npy --labels {}/c.npy", r"c\.npy: No such file"),
     "no network": (
         "{}/v.npy --attention 9",
-        r"must lie in \[0, 1, 2\]",
+        r"attention_levels must lie in \[0, 1, 2\]",
     ),
     "channels": ("{}/five.npy", r"\(N, H, W, C\) with C = 1 or 3"),
 }

@@ -76,10 +76,13 @@ def precision_to_sample(
 
     Args:
         asked: True, False, or None for the rule above.
-        kept: what the run was trained in; None where its checkpoint leaves it open.
+        kept: what the run was trained in; None where its checkpoint leaves it open, and
+            then it is float32.
     """
     if asked is not None:
         return asked, f"{name(asked)}, as asked"
+    if kept is None:
+        return False, f"{name(False)}; its checkpoint leaves the precision open"
     if not kept:
         return False, f"{name(False)}, as it was trained"
     fast, why = default_precision(device)

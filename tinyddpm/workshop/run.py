@@ -119,8 +119,8 @@ def seconds_a_step(
 ) -> float:
     """What a step of `fit` takes on this machine: the median of some, after a warm-up.
 
-    They are steps of the run itself, for `seconds` or until there are three, but of a
-    copy of the network: the run that follows is the one that would have been.
+    They are steps of the run itself, at least three and at most 200, for `seconds`, but
+    of a copy of the network: the run that follows is the one that would have been.
 
     Args: as in `fit`.
     """

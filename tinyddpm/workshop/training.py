@@ -20,7 +20,6 @@ The presets are defaults, which any flag beside them changes:
 """
 
 import argparse
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -105,6 +104,7 @@ LARGE = Config(  # App. B for CelebA-HQ; LSUN's runs have 1.2 and 2.4 million st
 PRESETS = {"small": SMALL, "photos": PHOTOS, "paper": PAPER, "256": LARGE}
 PROG = "python -m tinyddpm train"
 CHOSEN = ("steps", "ema", "warmup")  # by --minutes
+A_YEAR = 525_600  # minutes
 DOWNLOADS = {"fashion-mnist": download_fashion_mnist, "cifar-10": download_cifar10}
 MORE: dict[str, dict[str, Any]] = {
     "--preset": {"choices": list(PRESETS), "default": "small", "help": "see above"},
@@ -127,9 +127,13 @@ def main(argv: list[str]) -> None:
         DOWNLOADS[args.download](c.data)
     images, labels, classes = read(c)
     _, C, H, W = images.shape
-    of = f", in classes {', '.join(classes)}" if c.classes and classes else ""
+    if c.names and len(c.names) != len(classes):
+        raise ValueError(
+            f"--names gives {len(c.names)} names, and there are {len(classes)} classes"
+        )
+    c = replace(c, names=c.names or tuple(classes))
+    of = f", in classes {', '.join(c.names)}" if c.classes and c.names else ""
     print(f"{len(images):,} pictures {C}x{H}x{W}{of}")
-    c = c if c.names else replace(c, names=tuple(classes))
     none = len(classes) if c.classes and labels is not None else None
     draw = drawer_of(c, images, labels, none, device)
     net = network(c, C, none).to(device)
@@ -164,8 +168,9 @@ def flags(argv: list[str]) -> tuple[Config, argparse.Namespace]:
     c, args = command_line(argv, __doc__, preset, {}, MORE, prog=PROG)
     args.left = [name for name in CHOSEN if getattr(asked, name) is None]
     if args.minutes is not None:
-        if not 0 < args.minutes < math.inf:
-            raise ValueError(f"--minutes must be above 0, got {args.minutes:g}")
+        if not 0 < args.minutes <= A_YEAR:
+            wanted = f"above 0 and at most {A_YEAR:,}, a year"
+            raise ValueError(f"--minutes must be {wanted}, got {args.minutes:g}")
         if "steps" not in args.left:
             raise ValueError("give --steps or --minutes, which chooses them, not both")
     if args.resume:
@@ -213,9 +218,9 @@ def read(c: Config) -> Pictures:
     found = found._replace(images=padded(found.images, (H, W), c.data))
     if c.held_out == 0:
         return found
-    kept, _ = hold_out(c.held_out, len(found.images))
-    labels = None if found.labels is None else found.labels[kept]
-    return found._replace(images=found.images[kept], labels=labels)
+    left, _ = hold_out(c.held_out, len(found.images))
+    labels = None if found.labels is None else found.labels[left]
+    return found._replace(images=found.images[left], labels=labels)
 
 
 def drawer_of(
