@@ -218,3 +218,13 @@ def test_bad_input_is_refused(change, message):
     arguments = {"x_0": random_pictures(0, (2, 1, 2, 2)), **change}
     with pytest.raises(ValueError, match=message):
         bits_per_dim(s, lambda x, t: x, **arguments)
+
+
+@pytest.mark.parametrize("v_1", [1e-300, 1e-20, 0.4, 1.0, 1e20])
+def test_the_gradient_of_the_kl_is_finite_for_any_ratio_of_the_variances(v_1):
+    """∂KL/∂v_1 = ½ (1/v_2 - 1/v_1), where v_1/v_2 - 1 rounds to -1 too."""
+    var1 = torch.tensor(v_1, dtype=torch.float64, requires_grad=True)
+    zero, var2 = torch.zeros((), dtype=torch.float64), torch.tensor(2.0).double()
+    gaussian_kl(zero, var1, zero, var2).backward()
+    expected = 0.5 * (1 / 2 - 1 / v_1)
+    assert float(var1.grad) == pytest.approx(expected, rel=1e-14)
