@@ -345,6 +345,20 @@ def test_shapes_are_refused_by_name(x, t, c, message):
         net(torch.zeros(x).double(), torch.ones(t, dtype=torch.long), c)
 
 
+@pytest.mark.parametrize("size", [(3, 4), (4, 3)])
+def test_height_and_width_must_both_halve(size):
+    """Each level but the last halves both, so both are multiples of 2 here."""
+    net = UNet(1, 4, (1, 1), ())
+    x, t = torch.zeros(1, 1, *size), torch.ones(1, dtype=torch.long)
+    with pytest.raises(ValueError, match=f"multiples of 2, got {size[0]} x {size[1]};"):
+        net(x, t)
+
+
+def test_there_is_one_class_more_than_asked_for():
+    """num_classes rows, and the one for "none"."""
+    assert len(UNet(1, 4, (1,), (), num_classes=4).classes.weight) == 5
+
+
 def test_dtypes_and_classes_are_refused_by_name():
     """8-bit pictures, t that is no index, classes out of range or for nobody."""
     net, (x, t) = small_unet(num_classes=4), unet_batch()
@@ -370,7 +384,9 @@ def test_dtypes_and_classes_are_refused_by_name():
             ValueError, match=rf"c must lie in 0\.\.4, got {low}\.\.{high}"
         ):
             net(x, t, torch.tensor([low, high, 0]))
-    with pytest.raises(ValueError, match="no classes"):
+    with pytest.raises(
+        ValueError, match=r"^this UNet has no classes: leave c out or set"
+    ):
         small_unet()(x, t, torch.tensor([0, 0, 0]))
 
 
