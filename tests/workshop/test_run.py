@@ -15,7 +15,7 @@ from tinyddpm import linear_schedule, sample
 from tinyddpm.schedule import Schedule
 from tinyddpm.unet import UNet
 from tinyddpm.workshop.checkpoint import load_checkpoint, rebuild
-from tinyddpm.workshop.run import fit
+from tinyddpm.workshop.run import fit, seed_masks
 from tinyddpm.workshop.settings import TrainConfig
 from tinyddpm.workshop.state import by_tenth
 
@@ -162,6 +162,19 @@ def test_each_step_is_taken_with_dropout_masks_of_its_own():
     assert modes == [{False}] + [{True}] * 24
     assert len(set(masks[1:])) == 24
     assert not any(m.training for m in net.modules())
+
+
+def test_each_process_and_step_has_dropout_masks_of_its_own(monkeypatch):
+    """Rank, step and seed each change the masks, and the same three give the same."""
+    drawn, own = [], torch.Generator()
+    with torch.random.fork_rng([]):
+        for rank, step, seed in [(0, 5, 0), (1, 5, 0), (0, 6, 0), (0, 5, 1), (0, 5, 0)]:
+            monkeypatch.setattr("tinyddpm.workshop.run.rank", lambda rank=rank: rank)
+            seed_masks(seed, step, torch.device("cpu"), own)
+            drawn.append(tuple(torch.rand(3).tolist()))
+            assert drawn[-1] == tuple(torch.rand(3, generator=own).tolist())
+    assert len(set(drawn)) == 4
+    assert drawn[0] == drawn[4]
 
 
 def test_what_is_said_to_be_saved_is(tmp_path):

@@ -1,16 +1,11 @@
 """The file of a run: one run at a time, room on the disk, one folder for all."""
 
-import os
 import re
 import shutil
-import sys
 from collections import namedtuple
 
 import pytest
-import torch
-import torch.distributed as dist
 
-from tinyddpm.workshop.processes import join
 from tinyddpm.workshop.run import say_what_is_short
 from tinyddpm.workshop.settings import TrainConfig
 
@@ -82,49 +77,3 @@ def test_settings_of_a_longer_run_are_told(capfd, steps, ema, warmup, told):
         assert part in said
     for advised in re.findall(r"an ema of about ([\d.]+)", said):
         assert float(advised) ** steps < 0.05
-
-
-@pytest.mark.parametrize(
-    ("machines", "store", "said"),
-    [
-        (2, "True", "started 2 machines and is to restart .+ give --max-restarts=0"),
-        (1, "False", "unset TORCH_DISABLE_SHARE_RDZV_TCP_STORE, or give --max-rest"),
-    ],
-)
-def test_restarts_that_would_not_work_are_refused_at_the_start(
-    tmp_path, monkeypatch, machines, store, said
-):
-    """Each machine counts its restarts for itself and would wait for the others for
-    ever; without torchrun's store it is forgotten whose the checkpoint is."""
-    for name, value in {
-        "TORCHELASTIC_RUN_ID": "none",
-        "TORCHELASTIC_MAX_RESTARTS": "2",
-        "TORCHELASTIC_USE_AGENT_STORE": store,
-        "GROUP_WORLD_SIZE": str(machines),
-    }.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=said):
-        join(torch.device("cpu"), tmp_path / "c.pt")
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_machine_that_joins_a_running_job_is_told_to_start_it_anew(
-    tmp_path, monkeypatch
-):
-    """--nnodes=1:2: torchrun starts all processes again in the same attempt, where the
-    addresses of the first ones are still in its store. In the next attempt they are
-    not, so that a restart after a failure is no reason to refuse."""
-    store = dist.HashStore()
-    module = sys.modules["torch.distributed.rendezvous"]  # a function has its name
-    monkeypatch.setattr(module, "rendezvous", lambda _: iter([(store, 0, 1)]))
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-
-    def joins(attempt):
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
-        join(torch.device("cpu"), tmp_path / "c.pt")
-        dist.destroy_process_group()
-
-    joins("0")
-    with pytest.raises(ValueError, match=r"a machine joined .+ --nnodes=1, and with"):
-        joins("0")
-    joins("1")
