@@ -249,7 +249,7 @@ def assert_refused(path, real):
 def test_one_run_at_a_time_writes_a_file(tmp_path):
     """A second process is refused while the first holds the file; killed, it lets go,
     and what it leaves behind stands in nobody's way."""
-    path = tmp_path / "new" / "c.pt"
+    path = tmp_path / "new" / "folder" / "c.pt"
     first = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(path)],
         cwd=Path(files.__file__).parent,  # without torch it is there at once
@@ -270,7 +270,7 @@ def test_one_run_at_a_time_writes_a_file(tmp_path):
 def test_the_lock_is_of_the_file_whatever_its_name(tmp_path):
     """Two names of one file are one run's; whoever may write to the folder may lock
     there, too, and an end in which the lock is gone already is an end."""
-    real, link = tmp_path / "disk" / "c.pt", tmp_path / "c.pt"
+    real, link = tmp_path / "disk" / "run" / "c.pt", tmp_path / "c.pt"
     link.symlink_to(real)
     lock, mask = real.with_name(".c.pt.lock"), os.umask(0)
     try:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -184,11 +185,13 @@ def test_a_gif_needs_frames_of_one_shape(tmp_path):
 def test_a_strip_puts_pictures_down_pixel_by_pixel(
     tmp_path_factory, seed, n_rows, N, C, H, W
 ):
-    """Below 40 pixels of text, each row is its grid, unresampled, in order."""
+    """Below 40 pixels of text, each row is its grid, unresampled, in order, whatever
+    the user's own settings of matplotlib say of pictures."""
     path = tmp_path_factory.mktemp("strip") / "a.png"
     rows = [levels(seed + i, (N, C, H, W)) for i in range(n_rows)]
     captions = [f"$x_{{{j}}}$" for j in range(N)]
-    save_strip(path, [(f"row {i}", captions, v) for i, v in enumerate(rows)])
+    with rc_context({"image.origin": "lower"}):  # as astronomers have it
+        save_strip(path, [(f"row {i}", captions, v) for i, v in enumerate(rows)])
     shown = np.split(pixels(path), n_rows)
     for block, v in zip(shown, rows, strict=True):
         expected = grid(v, N).expand(3, -1, -1).permute(1, 2, 0).numpy()
