@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -172,6 +173,10 @@ def test_a_gif_needs_frames_of_one_shape(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+# What a matplotlibrc may say of pictures, the first as astronomers have it.
+OF_A_USER = {"image.origin": "lower", "savefig.format": "pdf", "figure.dpi": 37}
+
+
 @share(20)
 @example(seed=0, n_rows=1, N=9, C=1, H=4, W=4)  # a longer row than a grid's
 @given(
@@ -190,7 +195,7 @@ def test_a_strip_puts_pictures_down_pixel_by_pixel(
     path = tmp_path_factory.mktemp("strip") / "a.png"
     rows = [levels(seed + i, (N, C, H, W)) for i in range(n_rows)]
     captions = [f"$x_{{{j}}}$" for j in range(N)]
-    with rc_context({"image.origin": "lower"}):  # as astronomers have it
+    with rc_context(OF_A_USER):
         save_strip(path, [(f"row {i}", captions, v) for i, v in enumerate(rows)])
     shown = np.split(pixels(path), n_rows)
     for block, v in zip(shown, rows, strict=True):
@@ -254,9 +259,11 @@ def test_a_strip_needs_a_caption_for_each_picture(tmp_path):
 
 def test_a_loss_plot_draws_the_losses_and_the_floor(tmp_path, drawn):
     """The curve is the losses given, the dashed line the floor, on a log scale; the
-    legend has the last loss and the floor in figures, the axes say what they are, and
-    none of it leaves the picture."""
-    save_loss_plot(tmp_path / "a.png", [1, 2, 5], [1.0, 0.5, 0.12345], floor=0.0312345)
+    legend has the last loss and the floor in figures, the axes say what they are. None
+    of it leaves the picture, and most of the picture is the curve's."""
+    with rc_context(OF_A_USER):
+        losses = [1.0, 0.5, 0.12345]
+        save_loss_plot(tmp_path / "a.png", [1, 2, 5], losses, floor=0.0312345)
     save_loss_plot(tmp_path / "b.png", [1, 2, 5], [1.0, 0.5, 0.1])
     (with_floor,), (without,) = (figure.axes for figure in drawn)
     curve, floor = with_floor.lines
@@ -275,17 +282,21 @@ def test_a_loss_plot_draws_the_losses_and_the_floor(tmp_path, drawn):
     box, picture = drawn[0].get_tightbbox(), drawn[0].bbox_inches
     assert 0 <= box.x0 < box.x1 <= picture.width
     assert 0 <= box.y0 < box.y1 <= picture.height
+    place = with_floor.get_position()
+    assert min(place.width, place.height) > 0.8
 
 
 def test_in_a_loss_plot_the_curve_stands_out(tmp_path, drawn):
     """A loss is noisy, so its line is thinner than matplotlib's; lines that help to
-    read it off, between the powers of ten too, are paler; the floor is no curve."""
+    read it off, between the powers of ten too, are paler; the floor, as black as the
+    texts, is no curve."""
     save_loss_plot(tmp_path / "a.png", [1, 2, 5], [1.0, 0.5, 0.1], floor=0.03)
     curve, floor = drawn[0].axes[0].lines
     assert curve.get_linewidth() < 1.5
     assert floor.get_linestyle() == "--" != curve.get_linestyle()
-    assert floor.get_color() != curve.get_color()
     axis = drawn[0].axes[0].yaxis
+    assert to_rgba(floor.get_color()) == to_rgba(axis.label.get_color())
+    assert to_rgba(floor.get_color()) != to_rgba(curve.get_color())
     for tick in (axis.get_major_ticks()[0], axis.get_minor_ticks()[0]):
         assert tick.gridline.get_visible()
         assert 0.1 < tick.gridline.get_alpha() < 0.5
