@@ -536,8 +536,8 @@ SENTENCES = [
     ),
     (
         read_npy_labels,
-        npy_bytes(np.array([1, 0]))[:-3],
-        "{}: its header promises (2,) of int64, got 13 bytes; it is empty, damaged or "
+        npy_bytes(np.array([1, 0])) + bytes(3),
+        "{}: its header promises (2,) of int64, got 19 bytes; it is empty, damaged or "
         "cut short",
     ),
 ]
