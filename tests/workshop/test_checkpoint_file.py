@@ -136,13 +136,20 @@ def test_a_file_of_the_first_format_is_read(path):
 # What is not read
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a good file, to be spoiled in copies."""
+    folder = tmp_path_factory.mktemp("good")
+    save_checkpoint(folder / "good.pt", checkpoint_of(MLP((2,), 1, 1, 4)))
+    return folder
+
+
 @given(st.data())
-def test_a_file_that_is_not_whole_is_refused(tmp_path_factory, data):
+def test_a_file_that_is_not_whole_is_refused(folder, data):
     """Cut anywhere, or with any bit of any byte turned, in the weights or not (which
     torch.load would not see): the sentence has the size and what to do."""
-    path = tmp_path_factory.mktemp("damaged") / "c.pt"
-    save_checkpoint(path, checkpoint_of(MLP((2,), 1, 1, 4)))
-    content = bytearray(path.read_bytes())
+    path = folder / "c.pt"
+    content = bytearray((folder / "good.pt").read_bytes())
     i = data.draw(st.integers(0, len(content) - 1) | st.integers(0, 40))
     if data.draw(st.booleans()):
         del content[i:]
