@@ -132,6 +132,7 @@ LAWS = {
             "content",
             "draws",
             "files",
+            "machine",
             "pictures",
             "processes",
             "readers",

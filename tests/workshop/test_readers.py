@@ -456,6 +456,8 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(
 
 
 ONE_MORE = b"x" + bytes(5)
+OTHER_SUM = bytearray(gzip.compress(idx_bytes(levels(0, 3, 4, 5))))
+OTHER_SUM[-8] ^= 1
 SENTENCES = [
     (
         read_cifar10_file,
@@ -509,6 +511,11 @@ SENTENCES = [
         read_idx_images,
         gzip.compress(idx_bytes(levels(0, 3, 4, 5))) + ONE_MORE,
         "{} does not unpack: it continues after its end",
+    ),
+    (
+        read_idx_images,
+        OTHER_SUM,
+        "{} does not unpack: Error -3 while decompressing data: incorrect data check",
     ),
     (
         read_npy_images,
