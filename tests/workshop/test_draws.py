@@ -211,7 +211,10 @@ def test_each_draw_is_looked_at_not_the_first_alone(bad, at):
 def test_pictures_from_0_to_1_are_told(capfd):
     """Nothing below 0 in a batch: taught to a network they would give pale pictures.
     It may be so, and is told; pictures with anything below 0 are not spoken of."""
-    said = "pictures must be scaled to [-1, 1], not to [0, 1]"
+    said = (
+        "no pixel of the first batch is below 0; pictures must be scaled to [-1, 1], "
+        "not to [0, 1]\n"
+    )
     train(lambda n, g: ((uniform(n, g)[0] + 1) / 2,))
     assert said in capfd.readouterr().err
     train(uniform)
