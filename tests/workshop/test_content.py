@@ -88,6 +88,7 @@ PARTS = ("step", "config", "network", "shape", "beta", "weights", "ema", "optimi
 PARTS = (*PARTS, "told", "data")
 ADAM, GROUP = ("optimiser", "state", 0), ("optimiser", "param_groups", 0)
 ROW = functools.partial(torch.full, dtype=torch.float64)
+SIZE = 10**5  # of the file that the parts stand in
 NOT_ADAMS = "its optimiser's groups are not those of Adam with {'betas': (0.9, 0.999), "
 NOT_ADAMS += "'eps': 1e-08, 'weight_decay': 0, 'amsgrad': False, 'maximize': False, "
 NOT_ADAMS += "'capturable': False, 'differentiable': False}"
@@ -166,6 +167,10 @@ DAMAGE |= {
     "beta: by strides": (
         put("beta", ROW((1,), 0.1).expand(10**9)),
         "its beta is a tensor (1000000000,) of torch.float64",
+    ),
+    "beta: a number more than the file": (
+        put("beta", ROW((1,), 0.1).expand(SIZE // 8 + 1)),
+        "its beta is a tensor (12501,) of torch.float64",
     ),
     "beta: sparse": (
         put("beta", ROW((9,), 0.1).to_sparse()),
@@ -280,9 +285,6 @@ def sound(**changes):
     return {f.name: getattr(found, f.name) for f in dataclasses.fields(found)} | changes
 
 
-SIZE = 10**5  # of the file that they stand in
-
-
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_wrong_content_is_named_in_one_sentence(kind):
     """Whatever a part is in place of what a run wrote: what it is, and what to do."""
@@ -316,7 +318,8 @@ def group(saved, *sizes):
 def test_what_a_run_may_write_is_accepted():
     """From the first step on, of the smallest shapes, of networks that are not ours
     and have buffers of whole numbers, with Adam's parameters in groups, with a weight
-    that is not trained; on "meta", where no number is looked at."""
+    that is not trained, as large as the file; on "meta", where no number is looked at.
+    """
     parameters = len(sound()["optimiser"]["param_groups"][0]["params"])
     counted = {"counts": torch.tensor([3]), **sound()["weights"]}
     on_meta = sound(beta=ROW((3,), 0.1).to("meta"))
@@ -328,6 +331,7 @@ def test_what_a_run_may_write_is_accepted():
         sound(config={"a": [None, 1, 2.5, ("x", {"b": True})]}),
         sound(network=None, weights=counted, ema=counted),
         group(sound(), 2, parameters - 2),
+        sound(beta=ROW((1,), 0.1).expand(SIZE // 8)),
         on_meta,
     ):
         refuse_content(Path("c.pt"), saved, SIZE)
