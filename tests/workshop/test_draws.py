@@ -159,6 +159,19 @@ def test_the_network_is_asked_once_whether_the_pictures_fit():
     )
 
 
+def test_a_draw_is_given_a_generator_of_the_network_s_device(monkeypatch):
+    """A new one each time: what is drawn first is the same, wherever the run is."""
+    asked = []
+
+    def made(device):
+        asked.append(device)
+        return torch.Generator(device)
+
+    monkeypatch.setattr("tinyddpm.workshop.draws.Generator", made)
+    assert CheckedDraw(uniform, network(), B).digest
+    assert asked == [torch.device("cpu")] * 2
+
+
 def test_a_digest_is_of_the_numbers_of_a_first_batch():
     """With a new generator, of float64 and whole numbers as they are, however they lie
     in memory; other numbers, other classes, or none, have another. As a file has it: a
