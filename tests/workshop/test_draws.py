@@ -14,6 +14,8 @@ from tinyddpm.workshop.draws import CheckedDraw
 from tinyddpm.workshop.run import fit
 from tinyddpm.workshop.settings import TrainConfig
 
+from ..second_device import CPU, ELSEWHERE, GeneratorThere, SecondDevice
+
 SHAPE, B = (1, 2, 2), 4
 CONFIG = TrainConfig(steps=6, batch=B, warmup=1, ema=0.5, log_every=2, save_every=2)
 
@@ -159,17 +161,26 @@ def test_the_network_is_asked_once_whether_the_pictures_fit():
     )
 
 
-def test_a_draw_is_given_a_generator_of_the_network_s_device(monkeypatch):
-    """A new one each time: what is drawn first is the same, wherever the run is."""
-    asked = []
+def test_pictures_are_drawn_and_asked_of_where_the_network_is(monkeypatch):
+    """Generator, t and pictures; the digest is of the same numbers, and says where."""
+    monkeypatch.setattr("tinyddpm.workshop.draws.Generator", GeneratorThere)
 
-    def made(device):
-        asked.append(device)
-        return torch.Generator(device)
+    places = []
 
-    monkeypatch.setattr("tinyddpm.workshop.draws.Generator", made)
-    assert CheckedDraw(uniform, network(), B).digest
-    assert asked == [torch.device("cpu")] * 2
+    def draw(n, generator):
+        places.append(device := generator.device)
+        return (-torch.rand((n, *SHAPE), generator=generator, device=device),)
+
+    here = CheckedDraw(draw, network(), B)
+    with SecondDevice():
+        there = CheckedDraw(draw, network().to(ELSEWHERE), B)
+        there.refuse_outside()
+    assert (there.shape, there.below_0) == (here.shape, here.below_0)
+    assert there.largest.device == ELSEWHERE
+    assert places == [CPU] * 2 + [ELSEWHERE] * 2
+    digests = [data.digest.split(":") for data in (here, there)]
+    assert [where for where, _ in digests] == ["cpu", "meta"]
+    assert digests[0][1] == digests[1][1]
 
 
 def test_a_digest_is_of_the_numbers_of_a_first_batch():
