@@ -187,6 +187,16 @@ def test_each_process_and_step_has_dropout_masks_of_its_own(monkeypatch):
     assert drawn[0] == drawn[4]
 
 
+def test_nobody_goes_on_unasked(tmp_path):
+    """A second run with the same file is refused; to resume is to be asked for."""
+    path = tmp_path / "c.pt"
+    trained(dataclasses.replace(CONFIG, steps=1), checkpoint=path)
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match="not overwritten"):
+        trained(checkpoint=path)
+    assert path.read_bytes() == before
+
+
 def test_what_is_said_to_be_saved_is(tmp_path):
     """When `log` is told of a step, the file is of that step if it says so, with the
     row that was just told, and of an earlier one if not."""
