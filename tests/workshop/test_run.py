@@ -187,6 +187,22 @@ def test_each_process_and_step_has_dropout_masks_of_its_own(monkeypatch):
     assert drawn[0] == drawn[4]
 
 
+def test_a_network_is_sped_up_as_the_settings_say(monkeypatch):
+    """Precision, order in memory, compiling, and whether several processes train it."""
+    asked = []
+
+    def faster(net, *how):
+        asked.append(how)
+        return net
+
+    monkeypatch.setattr("tinyddpm.workshop.run.faster", faster)
+    told = SimpleNamespace(is_initialized=lambda: "together")
+    monkeypatch.setattr("tinyddpm.workshop.run.dist", told)
+    how = {"bf16": True, "channels_last": False, "compile": True}
+    trained(dataclasses.replace(CONFIG, steps=1, **how))
+    assert asked == [(True, False, True, "together")]
+
+
 def test_nobody_goes_on_unasked(tmp_path):
     """A second run with the same file is refused; to resume is to be asked for."""
     path = tmp_path / "c.pt"
