@@ -145,7 +145,7 @@ def commands(stage: Stage) -> Callable[[list[str]], None]:
 
 
 def chosen(seed: int, n: int, of: Tensor | None = None) -> list[Any]:
-    """The n pictures that `bound` draws by its seed, of all or `of` these, in [-1, 1]."""
+    """The n pictures, of all or `of` these, that `bound` draws by its seed."""
     v = V if of is None else V[of]
     order = torch.randperm(len(v), generator=Generator().manual_seed(seed))
     return ((v[order[:n]].float() - 127.5) / 127.5).tolist()
