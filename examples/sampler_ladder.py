@@ -149,6 +149,7 @@ def of_the_toy(args: argparse.Namespace) -> list[dict[str, Any]]:
 def of_a_checkpoint(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The same for a checkpoint: the distance of `score.py`, and of real pictures."""
     device, checkpoint = pick_device(args.device), load_checkpoint(args.checkpoint)
+    score.held_out_in_training(args, checkpoint.config)
     s, net = Schedule(checkpoint.beta).to(device), rebuild(checkpoint).to(device)
     (v, c), (held, _) = score.read(args, checkpoint.shape, device)
     n = min(args.samples, len(held) // 2)

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     call("examples/score.py", *score, "--out", str(out))
     save_png(out / "samples.png", side_by_side(out, config))
     charged = ["--data", args.of or config["data"], "--pictures", str(args.charged)]
-    charged += [] if args.of else ["--held-out", str(config["held_out"])]
+    charged += [] if args.of else ["--held-out"]
     charged += ["--clip-x-0"] if config["clip_x_0"] else []
     told = call("-m", "tinyddpm", "bound", str(out / "checkpoint.pt"), *charged)
     found = {"name": args.name, "processor seconds": seconds} | row(out, config)

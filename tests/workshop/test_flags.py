@@ -96,7 +96,7 @@ def nothing(_: Any) -> None:
 
 CHECKPOINT = SimpleNamespace(
     step=7,
-    config={"names": ("cat", "dog"), "bf16": True},
+    config={"names": ("cat", "dog"), "bf16": True, "held_out": 6},
     network=None,
     shape=SHAPE,
     beta=linear_schedule(24).beta[1:],
@@ -209,7 +209,7 @@ COMMANDS: dict[str, dict[str, dict[str, Any]]] = {
         "--no-bf16": {"precision_to_sample.asked": False, "faster.bf16": False},
         "--data e.npy": {"as_they_are.path": "e.npy"},
         "--pictures 3": {"estimate_bits_per_dim.x_0": chosen(0, 3)},
-        "--held-out 6": {
+        "--held-out": {
             "as_they_are.split": "train",
             "estimate_bits_per_dim.x_0": chosen(0, 4, hold_out(6, 8)[1]),
         },

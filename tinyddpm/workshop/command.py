@@ -181,7 +181,9 @@ def _flags() -> argparse.ArgumentParser:
     of = add("bound", both, "eq. 5, the bound on -log p of pictures, in bits/dim")
     of.add_argument("--data", required=True, help="the pictures to charge for")
     of.add_argument(
-        "--held-out", type=int, help="only those that train --held-out left out"
+        "--held-out",
+        action="store_true",
+        help="only those that training left out, as its --held-out asked for",
     )
     of.add_argument("--pictures", type=int, default=64, help="how many, drawn by seed")
     of.add_argument(
@@ -375,14 +377,15 @@ def _bound(args: argparse.Namespace) -> None:
     _check(args.plot, "--pictures", args.pictures)
     if args.plot and args.draws is not None:
         raise ValueError("--plot needs every t: give it without --draws")
-    if args.held_out is not None and args.data == "gradients":
-        raise ValueError("gradients are drawn anew: leave out --held-out")
     checkpoint, s, eps_theta, g = _open(args)
-    if args.held_out is None:
-        images = _read(args, checkpoint.shape)
-    else:
-        images = _read(args, checkpoint.shape, "train")
-        images = images[hold_out(args.held_out, len(images))[1]]
+    left = checkpoint.config.get("held_out", 0) if args.held_out else 0
+    if args.held_out and not left:
+        raise ValueError(
+            f"{args.checkpoint} was trained on all its pictures: leave out --held-out, "
+            f"and give others in --data"
+        )
+    images = _read(args, checkpoint.shape, "train" if left else "test")
+    images = images[hold_out(left, len(images))[1]] if left else images
     n = min(args.pictures, len(images))
     chosen = torch.randperm(len(images), generator=Generator().manual_seed(args.seed))
     x_0 = to_float(images[chosen[:n]]).to(g.device)
