@@ -126,22 +126,22 @@ LAWS = {
             "distance",
         )
     },
-    "workshop/state.py": ("workshop/test_run.py", "workshop/test_checkpoint.py"),
-    "workshop/run.py": ("workshop/test_run.py", "workshop/test_checkpoint.py"),
-    "workshop/draws.py": ("workshop/test_run.py", "workshop/test_checkpoint.py"),
     **{
         f"workshop/{name}.py": (f"workshop/test_{name}.py",)
         for name in (
-            "checkpoint",
+            "content",
+            "draws",
             "files",
-            "processes",
-            "settings",
-            "readers",
             "pictures",
+            "processes",
+            "readers",
+            "settings",
             "speed",
+            "state",
         )
     },
-    "workshop/content.py": ("workshop/test_checkpoint.py",),
+    "workshop/checkpoint.py": ("workshop/test_checkpoint_file.py",),
+    "workshop/run.py": ("workshop/test_run.py", "workshop/test_checkpoint.py"),
 }
 EXAMPLES = 15  # hypothesis' examples for each law
 # A test that takes this much more processor time than on the code as it is, in times

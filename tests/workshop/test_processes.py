@@ -1,14 +1,9 @@
-"""Two processes that train together do what one does with the same batch."""
+"""What several processes agree on, told in one: `dist` is replaced by who would answer.
 
-import dataclasses
-import os
-import re
-import signal
-import socket
-import subprocess
+Processes that really train together are in test_distributed.py.
+"""
+
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,61 +11,17 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyddpm.workshop.checkpoint import load_checkpoint
-from tinyddpm.workshop.processes import join, parts
-from tinyddpm.workshop.run import seed_masks
-
-from .training_run import CONFIG, alone, one_of_two, processes
-
-CONFIG = dataclasses.replace(CONFIG, steps=8, log_every=2, save_every=2)
-
-
-def two(folder, config, checkpoints=(None, None), dropout=0.0):
-    """Two processes that train together, and where what each ends with comes out."""
-    started = []
-    for rank in range(2):
-        receiver, sender = processes.Pipe(duplex=False)
-        args = (rank, folder / "store", checkpoints[rank], config, dropout, sender)
-        process = processes.Process(target=one_of_two, args=args)
-        process.start()
-        sender.close()
-        started.append((process, receiver))
-    return started
-
-
-def ends(started):
-    """What each of the two ends with: its losses, weights and average, or an error."""
-    results = [receiver.recv() for _, receiver in started]
-    for process, _ in started:
-        process.join()
-        assert process.exitcode == 0
-    return results
-
-
-@pytest.mark.parametrize("micro_batch", [None, 1])
-def test_two_processes_are_one_to_rounding(tmp_path, micro_batch):
-    """The same losses, weights and average, in float64; only process 0 tells.
-
-    The mean of the processes' means is the mean of the batch: sums in another order,
-    1e-16 each, which Adam's division by √v carries on relative to each entry.
-    """
-    config = dataclasses.replace(CONFIG, micro_batch=micro_batch)
-    losses, tensors = alone(CONFIG, 0.0)
-    (told, first), (silent, second) = (
-        (losses, [torch.tensor(p, dtype=torch.float64) for p in tensors])
-        for losses, tensors in ends(two(tmp_path, config))
-    )
-    assert len(losses) == 4
-    assert silent == []
-    torch.testing.assert_close(told, losses, rtol=1e-12, atol=0)
-    worst = max(float((a - b).abs().max()) for a, b in zip(first, tensors, strict=True))
-    print(
-        f"largest difference of a weight: {worst:.1e}, of a loss: "
-        f"{max(abs(a / b - 1) for a, b in zip(told, losses, strict=True)):.1e}"
-    )
-    assert worst < 1e-10
-    for a, b in zip(first, second, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+from tinyddpm.workshop import processes
+from tinyddpm.workshop.processes import (
+    any_process,
+    gather,
+    join,
+    parts,
+    rank,
+    refuse_several,
+    wait_for_all,
+    world,
+)
 
 
 @given(st.integers(1, 4), st.integers(1, 9), st.none() | st.integers(1, 12))
@@ -88,270 +39,224 @@ def test_the_pieces_cover_the_batch_once(count, share, micro_batch):
             assert sum(map(len, pieces)) == share
             found += [i for piece in pieces for i in piece]
         if count > 1:
-            with pytest.raises(ValueError, match=f"batch of {batch + 1} cannot"):
+            with pytest.raises(ValueError, match="a batch of") as refused:
                 parts(batch + 1, micro_batch)
+            assert str(refused.value) == (
+                f"a batch of {batch + 1} cannot be split evenly over {count} "
+                f"processes; give a --batch that is a multiple of {count}"
+            )
     assert found == list(range(batch))
 
 
-def test_each_process_and_step_has_dropout_masks_of_its_own(monkeypatch):
-    """Rank, step and seed each change the masks, and the same three give the same."""
-    drawn, own = [], torch.Generator()
-    with torch.random.fork_rng([]):
-        for rank, step, seed in [(0, 5, 0), (1, 5, 0), (0, 6, 0), (0, 5, 1), (0, 5, 0)]:
-            monkeypatch.setattr("tinyddpm.workshop.run.rank", lambda rank=rank: rank)
-            seed_masks(seed, step, torch.device("cpu"), own)
-            drawn.append(tuple(torch.rand(3).tolist()))
-            assert drawn[-1] == tuple(torch.rand(3, generator=own).tolist())
-    assert len(set(drawn)) == 4
-    assert drawn[0] == drawn[4]
+def test_a_single_process_has_nobody_to_ask(monkeypatch):
+    """It is number 0 of 1, and its own numbers are all there are: no call is made."""
+    for name in ("all_gather", "all_reduce"):
+        monkeypatch.setattr(dist, name, pytest.fail)
+    x = torch.arange(3)
+    assert (rank(), world()) == (0, 1)
+    assert gather(x) is x
+    assert [any_process(flag) for flag in (True, False)] == [True, False]
+    wait_for_all()
 
 
-def test_a_signal_to_one_process_ends_both_after_the_same_step(tmp_path):
-    """Soon, not when the loss is next looked at: torchrun kills after 30 s.
-
-    The signal comes to process 1, the checkpoint is process 0's, and of a step long
-    before the next look; both exit with 128 + the signal's number.
-    """
-    path = tmp_path / "c.pt"
-    far = dataclasses.replace(CONFIG, steps=10**6, log_every=10**6, save_every=10**6)
-    started = two(tmp_path, far, (path, path))
-    while not path.exists():
-        time.sleep(0.01)
-    time.sleep(0.5)  # some steps
-    os.kill(started[1][0].pid, signal.SIGTERM)
-    for error in ends(started):
-        assert isinstance(error, SystemExit)
-        assert error.code == 143
-    assert 0 < load_checkpoint(path).step < 10**6
+def test_each_process_knows_its_number_and_theirs(monkeypatch):
+    """As the group that they are in says it."""
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 3)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 5)
+    assert (rank(), world()) == (3, 5)
 
 
-def test_every_process_names_the_last_good_checkpoint(tmp_path):
-    """A loss that is not finite stops all, each with the same sentence."""
-    path = tmp_path / "c.pt"
-    wild = dataclasses.replace(CONFIG, lr=1e200, warmup=0)
-    for error in ends(two(tmp_path, wild, (path, path))):
-        assert isinstance(error, FloatingPointError)
-        assert f"the last good checkpoint is {path}, of step 0" in str(error)
+@given(st.lists(st.booleans(), min_size=2, max_size=4), st.data())
+def test_what_one_process_knows_all_know(flags, data):
+    """A flag is set if it is in any of them, and numbers come together by rank, of the
+    dtype that they had."""
+    me = data.draw(st.integers(0, len(flags) - 1))
+
+    def all_gather(shares, x):
+        assert len(shares) == len(flags)
+        for i, share in enumerate(shares):
+            share.copy_(x + i - me)
+
+    def all_reduce(x, op=dist.ReduceOp.SUM):
+        assert op == dist.ReduceOp.SUM
+        assert float(x) == flags[me]
+        x.fill_(sum(flags))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "world", lambda: len(flags))
+        patch.setattr(dist, "all_gather", all_gather)
+        patch.setattr(dist, "all_reduce", all_reduce)
+        assert any_process(flags[me]) == any(flags)
+        for dtype in (torch.long, torch.float64):
+            found = gather(torch.tensor([10 + me, 20 + me], dtype=dtype))
+            expected = [n for i in range(len(flags)) for n in (10 + i, 20 + i)]
+            assert (found.tolist(), found.dtype) == (expected, dtype)
 
 
-def test_processes_that_do_not_share_a_folder_are_refused(tmp_path):
-    """One would go on from step 8 and the other from 0: both say so, before a step."""
-    paths = [tmp_path / name / "c.pt" for name in ("one", "other")]
-    alone(CONFIG, 0.0, paths[0])
-    before = paths[0].read_bytes()
-    longer = dataclasses.replace(CONFIG, steps=10)
-    for error in ends(two(tmp_path, longer, paths)):
-        assert isinstance(error, ValueError)
-        assert re.search(r"at different steps, \[8, 0\].+that they all", str(error))
-    assert paths[0].read_bytes() == before
-    assert not paths[1].exists()
+def test_to_wait_is_to_ask_all(monkeypatch):
+    """Nobody goes on before every process has answered: a call that each must make."""
+    asked = []
+    monkeypatch.setattr(processes, "world", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", asked.append)
+    wait_for_all()
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("count", [None, "1", "2", "8"])
+def test_a_script_of_one_process_refuses_to_be_several(monkeypatch, count):
+    """They would all write the same files; the sentence names the script for it."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if count is not None:
+        monkeypatch.setenv("WORLD_SIZE", count)
+    if count in (None, "1"):
+        return refuse_several()
+    with pytest.raises(ValueError, match="torchrun") as refused:
+        refuse_several()
+    assert str(refused.value) == (
+        "torchrun started several processes, but this script trains in one; "
+        "train_cifar.py is the one for torchrun"
+    )
 
 
 @pytest.fixture
-def torchrun(monkeypatch):
-    """What torchrun gives to the only process of a job; it keeps the store."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    for name, value in {
-        "TORCHELASTIC_RUN_ID": "none",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-    }.items():
-        monkeypatch.setenv(name, value)
-    return store
+def joined(monkeypatch, tmp_path):
+    """Joins under what torchrun sets, as process 1 of 3, and says what came of it: the
+    device, whether to resume, and what the group was told. Nothing is connected."""
+    store, told = dist.HashStore(), []
+    module = sys.modules["torch.distributed.rendezvous"]  # a function has its name
+
+    def rendezvous(url):
+        assert url == "env://"  # what torchrun sets
+        return iter([(store, 1, 3)])
+
+    def begin(backend, **settings):
+        settings["store"].set("met", "yes")
+        told.append((backend, settings["rank"], settings["world_size"]))
+
+    monkeypatch.setattr(module, "rendezvous", rendezvous)
+    monkeypatch.setattr(dist, "init_process_group", begin)
+
+    def join_with(device="cpu", attempt=0, **environment):
+        with monkeypatch.context() as patch:
+            patch.setenv("TORCHELASTIC_RUN_ID", "none")
+            patch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+            for name, value in environment.items():
+                patch.setenv(name, str(value))
+            found = join(torch.device(device), tmp_path / "c.pt")
+        return *found, *told.pop()
+
+    join_with.store = store
+    return join_with
 
 
-@pytest.mark.parametrize("found", [True, False])
-def test_only_its_own_checkpoint_is_a_restarted_job_s_to_go_on_from(
-    tmp_path, monkeypatch, torchrun, found
+def test_who_was_not_started_by_torchrun_joins_nobody(tmp_path, monkeypatch):
+    """The device stays the one asked for; a checkpoint that is there is not taken."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    (tmp_path / "c.pt").touch()
+    device = torch.device("meta")
+    assert join(device, tmp_path / "c.pt") == (device, False)
+    assert not dist.is_initialized()
+
+
+def test_each_attempt_meets_in_a_place_of_its_own(joined):
+    """The store outlives a restart, and so would the addresses of the dead."""
+    for attempt in (0, 1):
+        assert joined(attempt=attempt)[2:] == ("gloo", 1, 3)
+        assert joined.store.get(f"attempt {attempt}/met") == b"yes"
+
+
+def test_each_process_has_a_gpu_of_its_own(joined, monkeypatch):
+    """The one of its number on this machine, which becomes the current one; hosts talk
+    over gloo, GPUs over nccl. Where there are too few, the sentence says how many."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    device, *group = joined("cuda", LOCAL_RANK=1)
+    assert device == torch.device("cuda", 1)
+    assert current == [device]
+    assert group == [False, "cpu:gloo,cuda:nccl", 1, 3]
+    with pytest.raises(ValueError, match="needs a GPU") as refused:
+        joined("cuda", LOCAL_RANK=2)
+    assert str(refused.value) == (
+        "process 2 of this machine needs a GPU of its own, but PyTorch sees 2 of them; "
+        "give --nproc-per-node=2, or --device cpu"
+    )
+
+
+ITS_STORE, RESTARTS = "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_MAX_RESTARTS"
+
+
+@pytest.mark.parametrize(
+    ("machines", "restarts", "store"),
+    [(1, 0, None), (1, 1, "True"), (2, 0, None), (2, 0, "False"), (None, None, None)],
+)
+def test_restarts_that_would_work_are_not_refused(joined, machines, restarts, store):
+    """On one machine with torchrun's own store, or where there are to be none."""
+    given = {"GROUP_WORLD_SIZE": machines, RESTARTS: restarts, ITS_STORE: store}
+    assert joined(**{k: v for k, v in given.items() if v is not None})[3] == 1
+
+
+@pytest.mark.parametrize(
+    ("machines", "store", "said"),
+    [
+        (
+            2,
+            "True",
+            "torchrun started 2 machines and is to restart them by itself, which works "
+            "on one machine only; give --max-restarts=0, and after a failure start "
+            "again with --resume",
+        ),
+        *[
+            (
+                1,
+                store,
+                "torchrun is to restart the processes by itself, but without a store "
+                "of its own it forgets whose the checkpoint is; unset "
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE, or give --max-restarts=0",
+            )
+            for store in ("False", None)
+        ],
+    ],
+)
+def test_restarts_that_would_not_work_are_refused_at_the_start(
+    joined, monkeypatch, machines, store, said
 ):
+    """Each machine counts its restarts for itself and would wait for the others for
+    ever; without torchrun's store it is forgotten whose the checkpoint is."""
+    monkeypatch.delenv(ITS_STORE, raising=False)
+    given = {"GROUP_WORLD_SIZE": machines, RESTARTS: 1}
+    with pytest.raises(ValueError, match="torchrun") as refused:
+        joined(**given, **({ITS_STORE: store} if store else {}))
+    assert str(refused.value) == said
+
+
+def test_a_machine_that_joins_a_running_job_is_told_to_start_it_anew(joined):
+    """--nnodes=1:2: torchrun starts all processes again in the same attempt, where the
+    addresses of the first ones are still in its store. In the next attempt they are
+    not, so that a restart after a failure is no reason to refuse."""
+    joined(attempt=0)
+    with pytest.raises(ValueError, match="a machine joined") as refused:
+        joined(attempt=0, GROUP_WORLD_SIZE=2)
+    assert str(refused.value) == (
+        "torchrun started the processes anew because a machine joined them, which is "
+        "not supported; start again with a fixed number of machines, such as "
+        "--nnodes=2, and with --resume"
+    )
+    joined(attempt=1)
+
+
+def test_only_its_own_checkpoint_is_a_restarted_job_s_to_go_on_from(joined, tmp_path):
     """Where the first attempt was refused, since a checkpoint was there, so is every
     other; one that came later is the job's own."""
-    path, resumes = tmp_path / "c.pt", []
-    if found:
-        path.touch()
+    resumes = []
     for attempt in range(3):
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
-        resumes.append(join(torch.device("cpu"), path)[1])
-        dist.destroy_process_group()
-        path.touch()
-    assert resumes == [False, not found, not found]
+        resumes.append(joined(attempt=attempt)[1])
+        (tmp_path / "c.pt").touch()
+    assert resumes == [False, True, True]
 
 
-def test_more_processes_than_gpus_are_refused(tmp_path, torchrun, monkeypatch):
-    """Each needs a GPU of its own; the sentence says how many there are."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ValueError, match=r"process 0 .+ sees 0 of them; give --nproc"):
-        join(torch.device("cuda"), tmp_path / "c.pt")
-
-
-def start(folder, *torchrun):
-    """train_cifar.py in two processes by torchrun: random pictures, a narrow net."""
-    pictures = folder / "pictures.bin"
-    generator = torch.Generator().manual_seed(0)
-    records = torch.randint(256, (20, 3073), generator=generator)
-    records[:, 0] %= 10  # the label
-    pictures.write_bytes(bytes(records.flatten().tolist()))
-    settings = (
-        f"--data {pictures} --out {folder / 'out'} --device cpu --steps 40 --batch 4 "
-        "--log-every 1 --save-every 2 --base 8 --multipliers 1 1 1 --attention 2 "
-        "--T 50 --samples 1 --sample-every 40"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node=2", *torchrun, "train_cifar.py", *settings.split()]
-    return subprocess.Popen(
-        command,
-        cwd=Path(__file__).parent.parent.parent,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def kill_a_worker(job, checkpoint):
-    """SIGKILL for one of the two, once a step after the first few was saved."""
-    while not checkpoint.exists() or load_checkpoint(checkpoint).step < 4:
-        assert job.poll() is None, job.stderr.read()
-        time.sleep(0.01)
-    workers = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-    assert len(workers) == 2
-    os.kill(int(workers[1]), signal.SIGKILL)
-
-
-def finish(job):
-    """What the job wrote to stderr; one that hangs is ended, and fails the test."""
-    try:
-        return job.communicate(timeout=300)[1]
-    except subprocess.TimeoutExpired:
-        job.send_signal(signal.SIGTERM)  # torchrun ends its workers
-        raise
-
-
-@pytest.mark.slow
-def test_a_killed_worker_ends_the_job_with_a_clear_message(tmp_path):
-    """The job fails, does not hang, names the signal and how to go on; with
-    --max-restarts it goes on by itself, to the end that an undisturbed job has."""
-    checkpoint = tmp_path / "out" / "checkpoint.pt"
-    job = start(tmp_path)
-    kill_a_worker(job, checkpoint)
-    said = finish(job)
-    assert job.returncode != 0
-    assert "SIGKILL" in said
-    assert "process 0 lost touch with the 1 others" in said
-    assert "--resume" in said
-    assert 4 <= load_checkpoint(checkpoint).step < 40
-
-    (again := tmp_path / "again").mkdir()
-    job = start(again, "--max-restarts=1")
-    kill_a_worker(job, again / "out" / "checkpoint.pt")
-    said = finish(job)
-    assert job.returncode == 0, said
-    (undisturbed := tmp_path / "undisturbed").mkdir()
-    job = start(undisturbed)
-    said = finish(job)
-    assert job.returncode == 0, said
-    found = [load_checkpoint(f / "out" / "checkpoint.pt") for f in (again, undisturbed)]
-    for part in ("step", "weights", "ema", "optimiser"):
-        one, other = (getattr(end, part) for end in found)
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
-
-    # another job, into the same folder, is refused as often as it is started
-    path = undisturbed / "out" / "checkpoint.pt"
-    before = path.read_bytes()
-    job = start(undisturbed, "--max-restarts=1")
-    said = finish(job)
-    assert job.returncode != 0
-    assert said.count("is there already and is not overwritten") >= 4  # 2 x 2 processes
-    assert path.read_bytes() == before
-
-
-def test_a_folder_that_is_not_shared_shows_before_the_first_step(tmp_path):
-    """Neither finds a checkpoint; process 0 writes the first one, and process 1, which
-    does not see it, could not go on from it later: both say so."""
-    paths = [tmp_path / name / "c.pt" for name in ("one", "other")]
-    for error in ends(two(tmp_path, CONFIG, paths)):
-        assert isinstance(error, ValueError)
-        assert "give a folder that all machines share" in str(error)
-    assert load_checkpoint(paths[0]).step == 0
-    assert not paths[1].exists()
-
-
-def start_two_machines(folder, outs, nproc, *more):
-    """Two torchrun agents on this machine, as on two: the same command on each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pictures = folder / "pictures.bin"
-    generator = torch.Generator().manual_seed(0)
-    records = torch.randint(256, (20, 3073), generator=generator)
-    records[:, 0] %= 10
-    pictures.write_bytes(bytes(records.flatten().tolist()))
-    jobs = []
-    for node, out in enumerate(outs):
-        settings = (
-            f"--data {pictures} --out {out} --device cpu --batch 4 --log-every 1 "
-            "--save-every 2 --base 8 --multipliers 1 1 1 --attention 2 --dropout 0 "
-            "--warmup 1 --ema 0.5 --no-bf16 --T 50 --samples 1 --sample-every 40"
-        )
-        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
-        command += [f"--node-rank={node}", f"--nproc-per-node={nproc}"]
-        command += ["--max-restarts=0", "--master-addr=127.0.0.1"]
-        command += [f"--master-port={port}", "train_cifar.py", *settings.split()]
-        jobs.append(
-            subprocess.Popen(
-                [*command, *more],
-                cwd=Path(__file__).parent.parent.parent,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    said = [finish(job) for job in jobs]
-    return [job.returncode for job in jobs], said
-
-
-@pytest.mark.slow
-def test_two_machines_train_together_in_a_folder_they_share(tmp_path):
-    """Two agents of one process each end with one checkpoint; in folders of their own
-    they are refused before a step; two agents of two processes go on from the first
-    run's file, to the end of one process alone, to rounding (dropout is 0: its masks
-    are each process's own)."""
-    shared = tmp_path / "shared"
-    codes, said = start_two_machines(tmp_path, (shared, shared), 1, "--steps", "2")
-    assert codes == [0, 0], said
-    assert sorted(p.name for p in shared.glob("*.pt")) == ["checkpoint.pt"]
-    assert load_checkpoint(shared / "checkpoint.pt").step == 2
-
-    apart = (tmp_path / "a", tmp_path / "b")
-    codes, said = start_two_machines(tmp_path, apart, 1, "--steps", "2")
-    assert 0 not in codes
-    assert all("give a folder that all machines share" in s for s in said), said
-
-    more = ("--steps", "4", "--resume")
-    codes, said = start_two_machines(tmp_path, (shared, shared), 2, *more)
-    assert codes == [0, 0], said
-    found = load_checkpoint(shared / "checkpoint.pt")
-    assert found.step == 4
-    alone = tmp_path / "alone"
-    settings = {k: v for k, v in found.config.items() if k != "names"}
-    import train_cifar
-
-    train_cifar.main(
-        [
-            *("--data", str(tmp_path / "pictures.bin"), "--out", str(alone)),
-            *("--device", "cpu", "--steps", "4", "--batch", "4", "--log-every", "1"),
-            *("--save-every", "2", "--base", "8", "--multipliers", "1", "1", "1"),
-            *("--attention", "2", "--dropout", "0", "--warmup", "1", "--ema", "0.5"),
-            *("--no-bf16", "--T", "50", "--samples", "1", "--sample-every", "40"),
-        ]
-    )
-    whole = load_checkpoint(alone / "checkpoint.pt")
-    assert settings["batch"] == whole.config["batch"]
-    for name, weight in whole.weights.items():
-        # a step is at most lr = 2e-4 a weight; Adam divides rounding by its own size
-        torch.testing.assert_close(found.weights[name], weight, rtol=0, atol=2e-4)
+def test_a_checkpoint_that_was_there_before_is_nobody_s_to_go_on_from(joined, tmp_path):
+    """However often the job is restarted."""
+    (tmp_path / "c.pt").touch()
+    assert [joined(attempt=attempt)[1] for attempt in range(3)] == [False] * 3

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tracemalloc
+import warnings
 import zlib
 from pathlib import Path
 
@@ -171,6 +172,36 @@ def test_whole_numbers_are_classes(path, labels, dtype):
     assert read_npy_labels(path).tolist() == given_labels
 
 
+def test_the_largest_class_is_a_class(path):
+    """Up to what a LongTensor holds, of an unsigned dtype too."""
+    largest = [0, 2**63 - 1]
+    for dtype in ("i8", "u8"):
+        written(path, npy_bytes(np.array(largest, dtype)))
+        assert read_npy_labels(path).tolist() == largest
+
+
+def test_a_file_of_python_2_is_read(path):
+    """Its NumPy wrote the sizes of a header as 2L, of which today's warns."""
+    images = levels(0, 2, 4, 4, 3)
+    data = npy_bytes(images).replace(b"(2, 4, 4, 3)", b"(2L,4L,4L,3)")
+    assert b"2L" in data
+    v = read_npy_images(written(path, data))
+    np.testing.assert_array_equal(v.numpy(), images.transpose(0, 3, 1, 2))
+
+
+def test_a_gzipped_file_may_shrink_much_or_begin_late(path):
+    """Pictures of one colour, of which a piece of the file makes many; and a comment
+    before them longer than what is read at a time, of which nothing comes."""
+    images = np.zeros((3, 1024, 1024), np.uint8)
+    packed = gzip.compress(idx_bytes(images))
+    comment = bytes([packed[3] | 16])  # the flag that says so
+    late = packed[:3] + comment + packed[4:10] + b"x" * 100_000 + b"\0" + packed[10:]
+    for data in (packed, late):
+        assert torch.equal(
+            read_idx_images(written(path, data)), torch.from_numpy(images[:, None])
+        )
+
+
 def test_an_npz_archive_is_refused_in_words(tmp_path):
     """Several arrays in one file: which is meant cannot be known."""
     for save in (np.savez, np.savez_compressed):
@@ -185,8 +216,10 @@ def test_a_missing_numpy_is_named_with_the_extra(tmp_path, monkeypatch):
     """Without NumPy the error says which extra brings it."""
     path = written(tmp_path / "a.npy", npy_bytes(levels(0, 1, 4, 4, 3)))
     monkeypatch.setitem(sys.modules, "numpy", None)  # importing it fails
-    with pytest.raises(ModuleNotFoundError, match=r"numpy.*tinyddpm\[scripts\]"):
+    with pytest.raises(ModuleNotFoundError, match="numpy") as refused:
         read_npy_images(path)
+    assert refused.value.name == "numpy"
+    assert str(refused.value).endswith(" (pip install 'tinyddpm[scripts]' installs it)")
 
 
 def test_the_official_folder_is_read_in_order(tmp_path, monkeypatch):
@@ -210,11 +243,28 @@ def test_the_official_folder_is_read_in_order(tmp_path, monkeypatch):
         ValueError, match=r"data_batch_3\.bin holds 3,073 bytes.*cut sh"
     ):
         read_cifar10(folder)
-    (folder / "data_batch_3.bin").unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks data_batch_3\.bin of CIFAR-10"):
+    for i in (3, 5):
+        (folder / f"data_batch_{i}.bin").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks") as refused:
         read_cifar10(folder)
-    with pytest.raises(ValueError, match="'train' or 'test', got 'valid'"):
+    assert str(refused.value) == (
+        f"{folder} lacks data_batch_3.bin, data_batch_5.bin of CIFAR-10's binary "
+        f"version; give the folder that holds them, or download it"
+    )
+    with pytest.raises(ValueError, match=r"^split must be 'train' or 'test', got 'v"):
         read_cifar10(folder, "valid")
+
+
+def test_the_official_files_hold_10_000_pictures_each(tmp_path):
+    """As the data set's page has it: one more or less is another file."""
+    path = written(tmp_path / "test_batch.bin", b"")
+    for count in (9_999, 10_000, 10_001):
+        os.truncate(path, count * (1 + 32 * 32 * 3))
+        if count == 10_000:
+            assert read_cifar10(tmp_path, "test")[0].shape == (count, 3, 32, 32)
+            continue
+        with pytest.raises(ValueError, match="expected 10,000 records of 3,073 bytes"):
+            read_cifar10(tmp_path, "test")
 
 
 @pytest.mark.parametrize(
@@ -386,7 +436,152 @@ def test_a_file_that_unpacks_to_more_than_it_says_is_not_unpacked(path):
     refused(read_idx_images, written(path, gzip.compress(data)), "got 21; it is dam")
 
 
+@pytest.mark.parametrize(
+    ("kind", "good", "less"),
+    [("cifar", 0, CIFAR10_RECORD), ("idx images", 0, 1), ("idx labels", 0, 1)],
+)
+def test_a_file_that_shrinks_while_it_is_read_is_refused(
+    path, monkeypatch, kind, good, less
+):
+    """Of the size that it had when it was looked at, the end is not there any more:
+    no pictures of what was in memory before."""
+    written(path, GOOD[kind][good])
+    size = path.stat().st_size
+    os.truncate(path, size - less)
+    monkeypatch.setattr(readers, "file_size", lambda _: size)
+    refused(READERS[kind], path, "^.* became shorter while it was read$")
+
+
+ONE_MORE = b"x" + bytes(5)
+SENTENCES = [
+    (
+        read_cifar10_file,
+        bytes(3072),
+        "{} holds 3,072 bytes, expected one or more records of 3,073 bytes each; it is "
+        "cut short or not a CIFAR-10 .bin file",
+    ),
+    (
+        READERS["cifar"],
+        bytes(3073),
+        "{} holds 3,073 bytes, expected 2 records of 3,073 bytes each; it is cut short "
+        "or not a CIFAR-10 .bin file",
+    ),
+    (
+        read_idx_labels,
+        idx_bytes(np.array([9, 10, 11], np.uint8)),
+        "{}: label 10 at record 1 (from 0), expected 0..9",
+    ),
+    (
+        functools.partial(read_idx_labels, classes=3),
+        idx_bytes(np.array([2, 0, 3], np.uint8)),
+        "{}: label 3 at record 2 (from 0), expected 0..2",
+    ),
+    (
+        read_idx_images,
+        b"",
+        "{} begins with nothing, expected 00000803 and 3 sizes: an IDX file of bytes "
+        "in 3 dimensions",
+    ),
+    (
+        read_idx_labels,
+        bytes([0, 0, 8, 1]),
+        "{} begins with 00000801, expected 00000801 and 1 sizes: an IDX file of bytes "
+        "in 1 dimensions",
+    ),
+    *[
+        (
+            read_idx_images,
+            pack(idx_bytes(levels(0, 3, 4, 5))[:-2]),
+            "{}: its header promises 3x4x5 = 60 bytes, got 58; it is damaged or cut "
+            "short",
+        )
+        for pack in (bytes, gzip.compress)
+    ],
+    (
+        read_idx_images,
+        gzip.compress(idx_bytes(levels(0, 3, 4, 5)))[:-1],
+        "{} does not unpack: it is cut short",
+    ),
+    (
+        read_idx_images,
+        gzip.compress(idx_bytes(levels(0, 3, 4, 5))) + ONE_MORE,
+        "{} does not unpack: it continues after its end",
+    ),
+    (
+        read_npy_images,
+        npy_bytes(levels(0, 2, 4, 4)),
+        "{} holds uint8 (2, 4, 4), expected uint8 pictures (N, H, W, C) with C = 1 or "
+        "3",
+    ),
+    (
+        read_npy_labels,
+        npy_bytes(np.zeros(3, "f4")),
+        "{} holds float32 (3,), expected labels: whole numbers (N,), or one-hot rows "
+        "(N, K)",
+    ),
+    (
+        read_npy_labels,
+        npy_bytes(np.array([3, -1])),
+        "{}: row 1 is -1, expected a class from 0 to 2^63 - 1",
+    ),
+    (
+        read_npy_labels,
+        npy_bytes(np.array([[0, 1], [1, 1]])),
+        "{}: row 1 is [1, 1], expected one-hot labels: a single 1, all else 0",
+    ),
+    (
+        read_npy_labels,
+        b"\x93NUMPE" + bytes(9),
+        "{} begins with b'\\x93NUMPE', which is no .npy file",
+    ),
+    (
+        read_npy_labels,
+        npy_bytes(np.array([1, 0])) + bytes(3),
+        "{}: its header promises (2,) of int64, got 19 bytes; it is empty, damaged or "
+        "cut short",
+    ),
+]
+
+
+@pytest.mark.parametrize(("read", "data", "said"), SENTENCES)
+def test_a_refusal_is_a_whole_sentence(path, read, data, said):
+    """The file, what it holds, what was expected in its place: nothing else."""
+    with pytest.raises(ValueError, match=path.name) as caught:
+        read(written(path, data))
+    assert str(caught.value) == said.format(path)
+
+
 # What is too large, and what never ends, is not read
+
+
+def promising(n):
+    """A gzipped IDX header of n bytes of pictures, with none of them behind it; of 39
+    bytes, since nothing is squeezed."""
+    sizes = np.array([1, 1, n], dtype=">u4").tobytes()
+    data = gzip.compress(bytes([0, 0, 8, 3]) + sizes, 0)
+    assert len(data) == 39
+    return data
+
+
+def test_gzipped_pictures_of_64_mebibytes_are_unpacked_whatever_they_shrink_to(path):
+    """Any machine has those; more may come only from a file that is itself large."""
+    refused(read_idx_images, written(path, promising(2**26)), "got 0; it is damaged")
+    refused(
+        read_idx_images, written(path, promising(2**26 + 1)), "unpack it yourself and"
+    )
+
+
+def test_gzipped_pictures_may_shrink_200_times(path, monkeypatch):
+    """MNIST shrinks 5 times, one colour a thousand times. Beyond, the sentence says by
+    how much, and what to do if the file is right."""
+    monkeypatch.setattr(readers, "_MANY_BYTES", 0)
+    refused(read_idx_images, written(path, promising(200 * 39)), "got 0; it is damaged")
+    with pytest.raises(ValueError, match="promises") as caught:
+        read_idx_images(written(path, promising(200 * 39 + 1)))
+    assert str(caught.value) == (
+        f"{path}: its header promises 1x1x7801 = 7,801 bytes, 200 times the gzipped "
+        f"file's size; if that is right, unpack it yourself and give the unpacked file"
+    )
 
 
 def peak_memory(call):
@@ -579,6 +774,15 @@ def test_sub_folders_are_classes_and_names_give_the_order(tmp_path, monkeypatch,
     assert labels.tolist() == [0, 0, 1, 2, 3]
 
 
+def test_the_order_is_that_of_the_names_as_text(tmp_path):
+    """The same on every system; a path's parts would put a folder before its like."""
+    for i, name in enumerate(["a-b/1.png", "a/1.png"]):
+        written(tmp_path / name, photo_bytes(np.full((1, 1, 3), i, np.uint8)))
+    images, labels, classes = read_image_folder(tmp_path, 1)
+    assert images[:, 0, 0, 0].tolist() == [0, 1]
+    assert [classes[c] for c in labels] == ["a-b", "a"]
+
+
 @given(seeds, st.integers(1, 12))
 def test_a_photo_of_the_right_size_is_kept(path, seed, size):
     """Nothing to resize or crop: every pixel as it was."""
@@ -630,6 +834,34 @@ def test_a_photo_is_turned_upright(tmp_path):
     images, _, _ = read_image_folder(tmp_path, 6)
     expected = np.rot90(array, -1)
     np.testing.assert_array_equal(images[0].permute(1, 2, 0).numpy(), expected)
+
+
+def test_the_sharpest_filter_shrinks(tmp_path):
+    """Where nothing is cropped a photo is what Pillow's best filter makes of it."""
+    photo = Image.fromarray(levels(0, 24, 40, 3))
+    photo.save(tmp_path / "a.png")
+    expected = np.asarray(photo.resize((10, 6), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(only(tmp_path, (6, 10)), expected)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
+def test_every_format_is_read_whatever_the_name_says(tmp_path, format):
+    """White is white in each; what a file is stands in it, not in its name."""
+    white = np.full((4, 4, 3), 255, np.uint8)
+    (tmp_path / "a").write_bytes(photo_bytes(white, format))
+    np.testing.assert_array_equal(only(tmp_path), white)
+
+
+def test_what_pillow_only_warns_of_is_read(tmp_path):
+    """A tag that is cut short says nothing of the pixels."""
+    exif = Image.Exif()
+    exif[0x010E] = "a description of some length, which is not in the header"
+    damaged = exif.tobytes()[:-30]
+    (tmp_path / "a.png").write_bytes(photo_bytes(RED, exif=damaged))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert (only(tmp_path) == RED[:4, :4]).all()
+    assert caught, "Pillow does not warn of it: the law needs another photo"
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
@@ -709,7 +941,8 @@ def test_16_bits_a_channel_are_refused(tmp_path, depth, colour):
     if depth == 8:
         assert (only(tmp_path) == 255).all()
         return
-    with pytest.raises(ValueError, match=r"a\.png \(it has 16 bits a channel, exp"):
+    said = r"; mend or move away: a\.png \(it has 16 bits a channel, expected 8\)$"
+    with pytest.raises(ValueError, match=said):
         read_image_folder(tmp_path, 4)
 
 
@@ -717,8 +950,23 @@ def test_a_long_thin_photo_is_refused_by_its_header(tmp_path):
     """1 x 89,000,000 pixels in a few bytes: refused before any pixel is decoded."""
     data = png_bytes(1, 89_000_000, 8, 0, b"\0\0")
     (tmp_path / "thin.png").write_bytes(data)
-    with pytest.raises(ValueError, match=r"thin\.png \(it has 1 x 89,000,000 pixels"):
+    with pytest.raises(
+        ValueError,
+        match=r"thin\.png \(it has 1 x 89,000,000 pixels, expected at most 65,535 a s",
+    ):
         read_image_folder(tmp_path, 4)
+
+
+def test_the_longest_photo_of_a_camera_is_read(tmp_path):
+    """65,535 pixels a side are what a JPEG file can have; one more is refused."""
+    for width in (65_535, 65_536):
+        data = png_bytes(width, 1, 8, 0, bytes(1 + width))
+        (tmp_path / "wide.png").write_bytes(data)
+        if width == 65_535:
+            assert (only(tmp_path) == 0).all()
+            continue
+        with pytest.raises(ValueError, match=r"it has 65,536 x 1 pixels"):
+            read_image_folder(tmp_path, 4)
 
 
 @given(seeds, st.integers(1, 9), st.integers(1, 9))
@@ -769,8 +1017,22 @@ def test_a_link_to_nothing_is_named(tmp_path):
     """What is missing is said: it may be a whole class."""
     written(tmp_path / "a.png", photo_bytes(RED))
     (tmp_path / "cats").symlink_to(tmp_path / "gone")
-    with pytest.raises(ValueError, match=r"1 of the 2.*cats \(it is a link to a file "):
+    with pytest.raises(ValueError, match="cats") as refused:
         read_image_folder(tmp_path, 4)
+    assert str(refused.value) == (
+        f"1 of the 2 files in {tmp_path} are no pictures that decode; mend or move "
+        f"away: cats (it is a link to a file that is not there)"
+    )
+
+
+def test_the_first_ten_bad_photos_are_named(tmp_path):
+    """Of thousands the sentence would be a book."""
+    for i in range(12):
+        (tmp_path / f"{i:02}.png").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match="12 of the 12 files") as refused:
+        read_image_folder(tmp_path, 4)
+    gone = [f"{i:02}.png (it is a link to a file that is not there)" for i in range(10)]
+    assert str(refused.value).endswith(f"move away: {'; '.join(gone)}")
 
 
 def test_a_sub_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
@@ -831,19 +1093,23 @@ def test_a_missing_pillow_is_not_blamed_on_the_photos(tmp_path, monkeypatch):
 
 def test_an_empty_folder_or_size_is_refused(tmp_path):
     """No photos, no folder, or a size of 0: said so."""
-    for folder, got in (
-        (tmp_path, ""),
-        (tmp_path / "nowhere", ", which is no folder,"),
-    ):
-        with pytest.raises(ValueError, match=f"{folder.name}{got} with 0 files"):
-            read_image_folder(folder, 8)
+
+    def said(folder, files, *asked):
+        with pytest.raises(ValueError, match="expected a folder") as refused:
+            read_image_folder(folder, *asked)
+        size, channels = (*asked, 3)[:2]
+        what = f"{folder}{'' if folder.is_dir() else ', which is no folder,'}"
+        assert str(refused.value) == (
+            f"expected a folder of photos, a size >= 1 and 1 or 3 channels, got {what} "
+            f"with {files} files, size {size} and {channels} channels"
+        )
+
+    said(tmp_path, 0, 8)
+    said(tmp_path / "nowhere", 0, 8)
     (tmp_path / "a.png").write_bytes(photo_bytes(RED))
-    with pytest.raises(ValueError, match="size 0"):
-        read_image_folder(tmp_path, 0)
-    with pytest.raises(ValueError, match=r"size \(4, 0\)"):
-        read_image_folder(tmp_path, (4, 0))
-    with pytest.raises(ValueError, match="and 5 channels"):
-        read_image_folder(tmp_path, 4, channels=5)
+    said(tmp_path / "a.png", 0, 8)
+    for asked in ((0,), ((4, 0),), ((0, 4),), (4, 5), (4, 2)):
+        said(tmp_path, 1, *asked)
 
 
 # Real pictures, where there are any

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tinyddpm import linear_schedule, sample
 from tinyddpm.schedule import Schedule
 from tinyddpm.unet import UNet
 from tinyddpm.workshop.checkpoint import load_checkpoint, rebuild
-from tinyddpm.workshop.run import fit
+from tinyddpm.workshop.run import fit, say_what_is_short, seed_masks
 from tinyddpm.workshop.settings import TrainConfig
 from tinyddpm.workshop.state import by_tenth
 
@@ -23,6 +24,7 @@ from ..strategies import seeds, share
 from .training_run import CONFIG as UNET_CONFIG
 from .training_run import draw as unet_pictures
 from .training_run import network
+from .training_run import train as run_of_a_unet
 
 SHAPE = (2, 2, 2)
 S = linear_schedule(50)
@@ -162,6 +164,19 @@ def test_each_step_is_taken_with_dropout_masks_of_its_own():
     assert modes == [{False}] + [{True}] * 24
     assert len(set(masks[1:])) == 24
     assert not any(m.training for m in net.modules())
+
+
+def test_each_process_and_step_has_dropout_masks_of_its_own(monkeypatch):
+    """Rank, step and seed each change the masks, and the same three give the same."""
+    drawn, own = [], torch.Generator()
+    with torch.random.fork_rng([]):
+        for rank, step, seed in [(0, 5, 0), (1, 5, 0), (0, 6, 0), (0, 5, 1), (0, 5, 0)]:
+            monkeypatch.setattr("tinyddpm.workshop.run.rank", lambda rank=rank: rank)
+            seed_masks(seed, step, torch.device("cpu"), own)
+            drawn.append(tuple(torch.rand(3).tolist()))
+            assert drawn[-1] == tuple(torch.rand(3, generator=own).tolist())
+    assert len(set(drawn)) == 4
+    assert drawn[0] == drawn[4]
 
 
 def test_what_is_said_to_be_saved_is(tmp_path):
@@ -324,26 +339,6 @@ def test_compiled_is_the_same_and_leaves_no_trace(tmp_path):
 
 
 # What is told
-
-
-@given(st.integers(1, 60), st.lists(st.integers(0, 10**6), min_size=1), seeds)
-def test_tenths_part_the_steps(T, draws, seed):
-    """Each t lies in one tenth: weighted by their counts, tenths give back the mean.
-
-    A tenth without a step is nan; tenths are of T/10 steps to within one.
-    """
-    t = torch.tensor(draws) % T + 1
-    values = torch.rand(t.shape, generator=torch.Generator().manual_seed(seed)).double()
-    counts = by_tenth(T, t, torch.ones(t.shape))
-    tenths = by_tenth(T, t, values)
-    inside = [
-        [i * T <= 10 * (u - 1) < (i + 1) * T for u in t.tolist()] for i in range(10)
-    ]
-    total = 0.0
-    for value, one, members in zip(tenths, counts, inside, strict=True):
-        assert math.isnan(value) == math.isnan(one) == (not any(members))
-        total += 0 if math.isnan(value) else value * sum(members)
-    assert total / len(t) == pytest.approx(float(values.mean()), rel=1e-12)
 
 
 def test_what_is_told_is_what_was_lost():
@@ -535,3 +530,45 @@ def test_out_of_memory_says_which_flag_to_lower(error):
     error = RuntimeError("something else")
     with pytest.raises(RuntimeError, match=r"^something else$"):
         trained(config, data=full)
+
+
+def test_a_second_run_in_one_folder_is_refused_while_the_first_one_runs(tmp_path):
+    """The one that is there goes on to its end; the other says so in a sentence and
+    touches nothing, resumed or not; afterwards no lock is left."""
+    refused = []
+
+    def second(r):
+        names = sorted(p.name for p in tmp_path.iterdir())
+        for resume in (True, False):
+            with pytest.raises(
+                BlockingIOError, match=r"another run is writing .+c\.pt"
+            ):
+                run_of_a_unet(tmp_path, resume=resume)
+        assert sorted(p.name for p in tmp_path.iterdir()) == names
+        refused.append(r.step)
+
+    config = TrainConfig(**{**vars(UNET_CONFIG), "steps": 2})
+    run_of_a_unet(tmp_path, second, config=config)
+    assert refused == [1, 2]
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "ema", "warmup", "told"),
+    [
+        (1000, 0.9999, 0, ["will still hold 90% of the initial weights", "0.995 "]),
+        (100, 0.9, 5000, ["warmed up over 5000 steps, but the run has 100", "about 5"]),
+        (100, 0.95, 99, []),
+        (800_000, 0.9999, 5000, []),
+    ],
+)
+def test_settings_of_a_longer_run_are_told(capfd, steps, ema, warmup, told):
+    """ema^steps of the initial weights is left in the average: above 5 % it is said,
+    with a decay that leaves e^-5; so is a warm-up that the run does not outlast."""
+    say_what_is_short(TrainConfig(steps=steps, ema=ema, warmup=warmup))
+    said = capfd.readouterr().err
+    assert len(said.splitlines()) == (1 if told else 0)
+    for part in told:
+        assert part in said
+    for advised in re.findall(r"an ema of about ([\d.]+)", said):
+        assert float(advised) ** steps < 0.05

@@ -62,6 +62,28 @@ def train(
     fit(linear_schedule(), network(), draw, config, tell, folder / "c.pt", resume)
 
 
+def checkpoint_of(net: nn.Module) -> checkpoint.Checkpoint:
+    """What is kept after one step of Adam, in which every gradient was 1; the average
+    is still the network as it was before. No run is needed for it."""
+    ema = {name: x.clone() for name, x in net.state_dict().items()}
+    optimiser = torch.optim.Adam(net.parameters(), 0.25)
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimiser.step()
+    return checkpoint.Checkpoint(
+        step=1,
+        config={"lr": 0.25, "batch": 4},
+        network=checkpoint.description(net),
+        shape=SHAPE,
+        beta=linear_schedule().beta[1:],
+        weights=net.state_dict(),
+        ema=ema,
+        optimiser=optimiser.state_dict(),
+        told=torch.zeros(1, 13, dtype=torch.float64),
+        data="cpu:123",
+    )
+
+
 def in_a_process(
     folder: Path, resume: bool, pause: tuple[str, int] | None = None
 ) -> tuple[BaseProcess, Connection]:

@@ -34,12 +34,15 @@ def write_whole(path: str | Path) -> Iterator[BinaryIO]:
     file of that name that was there before is as it was. Where the name is a link, the
     file that it points to is replaced; the permissions of a file that was there stay.
 
-    Raises: OSError, naming the path, where it cannot be written.
+    Raises: OSError, naming the path, where it cannot be written; ValueError where a
+        device or a pipe has that name, which a file would take the place of.
     """
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            file_size(path)
         clear_leftovers(path)
         temporary.touch()
     except OSError as error:

@@ -74,10 +74,10 @@ def save_png(path: str | Path, picture: Tensor) -> None:
         image.save(file, format="PNG")
 
 
-def save_gif(path: str | Path, frames: Sequence[Tensor], seconds: float = 4.0) -> None:
+def save_gif(path: str | Path, frames: Sequence[Tensor]) -> None:
     """Writes uint8 pictures (C, H, W) as an animation that repeats for ever.
 
-    Each frame has its share of `seconds`, to the hundredth; the last one stays for 2 s.
+    Each frame has its share of 4 s, to the hundredth; the last one stays for 2 s.
     Equal frames in a row are written as one that stays for their times together. GIF
     holds 256 colours a frame, so that frames are close to the pictures, not equal.
     """
@@ -86,9 +86,9 @@ def save_gif(path: str | Path, frames: Sequence[Tensor], seconds: float = 4.0) -
             f"an animation needs one or more frames of one shape, got "
             f"{[tuple(frame.shape) for frame in frames][:10]}"
         )
-    first, *rest = [_pillow(frame).convert("RGB").quantize(256) for frame in frames]
+    first, *rest = [_pillow(frame).quantize(256) for frame in frames]
     # GIF counts in hundredths, which Pillow would cut to; below 20 ms viewers slow down
-    each = max(20, 10 * round(100 * seconds / len(frames)))
+    each = max(20, 10 * round(400 / len(frames)))
     with write_whole(path) as file:
         first.save(
             file,
@@ -128,14 +128,14 @@ def save_strip(
     def write(text: str, x: float, y: float, align: str) -> None:
         figure.text(x / width, y / total, text, ha=align, va="center", size=7)
 
-    for i, ((heading, captions, _), strip) in enumerate(zip(rows, strips, strict=True)):
+    for i, (heading, captions, _) in enumerate(rows):
         bottom = total - (i + 1) * (2 * line + height)
         write(heading, GAP, bottom + height + 1.5 * line, "left")
         for j, caption in enumerate(captions):
             x = (j + 0.5) * width / len(captions)
             write(caption, x, bottom + height + 0.5 * line, "center")
         # figimage puts pixels down as they are; imshow would resample them
-        pixels = strip.expand(3, -1, -1).permute(1, 2, 0).numpy()
+        pixels = strips[i].expand(3, -1, -1).permute(1, 2, 0).numpy()
         figure.figimage(pixels, xo=0, yo=bottom, origin="upper")
     with write_whole(path) as file:
         figure.savefig(file, format="png")

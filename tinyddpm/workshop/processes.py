@@ -56,7 +56,7 @@ def join(device: torch.device, checkpoint: Path) -> tuple[torch.device, bool]:
     store, number, count = next(rendezvous("env://"))
     # torchrun keeps the store over a restart: what the first attempt wrote stays
     found = checkpoint.exists()
-    at_first = store.compare_set("checkpoint", "", "found" if found else "none")
+    at_first = store.compare_set("checkpoint", "", str(found))
     # and so do the addresses of the dead
     attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if store.add(f"process {number} in attempt {attempt}", 1) > 1:  # not counted there
@@ -71,7 +71,7 @@ def join(device: torch.device, checkpoint: Path) -> tuple[torch.device, bool]:
         rank=number,
         world_size=count,
     )
-    return device, found and at_first == b"none"
+    return device, found and at_first == b"False"
 
 
 def refuse_several() -> None:
@@ -124,7 +124,7 @@ def any_process(flag: bool) -> bool:
     if world() == 1:
         return flag
     flags = torch.tensor(float(flag))
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    dist.all_reduce(flags)  # their sum
     return bool(flags)
 
 

@@ -79,8 +79,7 @@ def read_cifar10(folder: str | Path, split: str = "train") -> tuple[Tensor, Tens
             f"give the folder that holds them, or download it"
         )
     parts = [read_cifar10_file(path, CIFAR10_COUNT) for path in paths]
-    images, labels = zip(*parts, strict=True)
-    return torch.cat(images), torch.cat(labels)
+    return torch.cat([v for v, _ in parts]), torch.cat([c for _, c in parts])
 
 
 def read_cifar10_file(
@@ -200,7 +199,7 @@ def read_npy_images(path: str | Path) -> Tensor:
             f"{path} holds {images.dtype} {images.shape}, expected uint8 pictures "
             f"(N, H, W, C) with C = 1 or 3"
         )
-    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy("C"))
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
 def read_npy_labels(path: str | Path) -> Tensor:

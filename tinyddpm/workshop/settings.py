@@ -105,23 +105,17 @@ def _plain(kind: Any, value: Any) -> Any:
         if value is None:
             return None
         (kind,) = (k for k in typing.get_args(kind) if k is not types.NoneType)
-    if typing.get_origin(kind) is tuple:
-        if isinstance(value, str | bytes):
-            return _not_this(value)
-        return tuple(_plain(typing.get_args(kind)[0], item) for item in value)
-    if kind is str or typing.get_origin(kind) is typing.Literal:
-        return str(value) if isinstance(value, str | os.PathLike) else _not_this(value)
+    if kind is str and isinstance(value, str | os.PathLike):
+        return str(value)
     if isinstance(value, str | bytes | complex):
-        return _not_this(value)
-    if kind is bool:
-        return bool(value) if value in (0, 1) else _not_this(value)
-    if kind is int:
-        return int(value) if value == int(value) else _not_this(value)
+        raise TypeError
+    if typing.get_origin(kind) is tuple:
+        return tuple(_plain(typing.get_args(kind)[0], item) for item in value)
+    if (kind is bool and value in (0, 1)) or (kind is int and value == int(value)):
+        return kind(value)
+    if kind in (str, bool, int):
+        raise TypeError
     return float(value) if kind is float else value
-
-
-def _not_this(value: Any) -> Any:
-    raise TypeError(f"{value!r} does not fit")
 
 
 def flags(config: Any, description: str) -> argparse.ArgumentParser:
@@ -185,10 +179,8 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(
-            f"--device must be auto, cpu, cuda or cuda:<number>, got {name!r}"
-        ) from None
-    if device.type not in ("cpu", "cuda"):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
         raise ValueError(
             f"--device must be auto, cpu, cuda or cuda:<number>, got {name!r}"
         )
@@ -208,8 +200,6 @@ def _parsing(kind: Any) -> dict[str, Any]:
         (kind,) = (option for option in options if option is not types.NoneType)
     if typing.get_origin(kind) is tuple:
         return {"nargs": "*"} | _parsing(typing.get_args(kind)[0])
-    if typing.get_origin(kind) is typing.Literal:
-        return {"choices": typing.get_args(kind)}
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     return {"type": kind, "metavar": kind.__name__.upper()}
