@@ -324,7 +324,9 @@ def test_eta_0_uses_no_noise_and_one_call_a_step(s, shape, seed, data):
 
 
 FALL = "steps must fall and lie in 100..1, got "
-ETA = "eta must lie in [0, 1] (0 is deterministic, 1 has the noise of Algorithm 2), got "
+ETA = (
+    "eta must lie in [0, 1] (0 is deterministic, 1 has the noise of Algorithm 2), got "
+)
 REFUSED = {
     "steps above T": ({"steps": [101, 5]}, FALL + "[101, 5]"),
     "a step 0": ({"steps": [5, 0]}, FALL + "[5, 0]"),
