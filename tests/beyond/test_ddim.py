@@ -251,7 +251,10 @@ def test_encode_then_decode_returns_the_picture_to_first_order():
 
 
 def test_encoding_asks_the_network_for_the_rising_steps():
-    """x_0 goes up τ_1, ..., τ_S; asked are 1 (for 0), τ_1, ..., τ_{S-1}."""
+    """x_0 goes up τ_1, ..., τ_S; asked are 1 (for 0), τ_1, ..., τ_{S-1}.
+
+    The first step is from t = 0, where x_0 has no noise.
+    """
     asked = []
 
     def eps_theta(x_t, t):
@@ -260,6 +263,9 @@ def test_encoding_asks_the_network_for_the_rising_steps():
 
     ddim_encode(linear_schedule(100), eps_theta, normal(0, (2, 3)), [90, 40, 10])
     assert asked == [{1}, {10}, {40}]
+    s, x_0, t = linear_schedule(100), normal(0, (2, 3)), torch.tensor([40, 40])
+    found = ddim_encode(s, eps_theta, x_0, [40])
+    assert torch.equal(found, ddim_ode_step(s, x_0, 0 * t, t, x_0))
 
 
 def test_few_steps_land_on_the_data():

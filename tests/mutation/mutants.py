@@ -277,8 +277,6 @@ def take_code(old: object, new: object, names: dict[str, Any]) -> None:
     Functions and classes of the module that are defaults stay the ones in `names`.
     """
     while hasattr(old, "__wrapped__") and hasattr(new, "__wrapped__"):
-        if hasattr(old, "cache_clear"):
-            old.cache_clear()  # of answers of the code as it is
         old, new = old.__wrapped__, new.__wrapped__
     if not isinstance(new, FunctionType):
         return
@@ -448,7 +446,7 @@ def score(module: str, workers: int, until: float) -> bool:
     """
     start, mutation = time.monotonic(), Mutation(module, workers, until)
     options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
-    options += ["-m", "not slow"]
+    options += ["-m", "not slow", "--tb=no", "--assert=plain"]  # nobody reads why
     files = [str(TESTS / test) for test in LAWS[module]]
     pytest.main([*options, *files], plugins=[mutation])
     if sys.stderr.isatty():
@@ -535,6 +533,7 @@ def main() -> int:
         suppress_health_check=list(hypothesis.HealthCheck),
         max_examples=EXAMPLES,
         phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+        report_multiple_bugs=False,  # one that fails is enough
     )
     os.environ["HYPOTHESIS_PROFILE"] = "mutants"
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
