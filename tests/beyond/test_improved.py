@@ -44,6 +44,7 @@ from tinyddpm.beyond.oracle import gaussian_oracle
 from tinyddpm.train import Hyperparameters, algorithm_1
 
 from ..helpers import U
+from ..second_device import ELSEWHERE, SecondDevice
 from ..strategies import normal, schedules, seeds, share, steps
 
 short = schedules(min_T=2, max_T=12)
@@ -139,6 +140,13 @@ def test_a_strided_schedule_is_the_same_diffusion(s, data):
     for i, (first, last) in enumerate(pairwise(kept), start=1):
         product = s.alpha[first + 1 : last + 1].prod()
         torch.testing.assert_close(fewer.alpha[i], product, rtol=loss, atol=0)
+
+
+def test_a_strided_schedule_is_where_the_schedule_is():
+    """Its tables are on the device of those that it is made from."""
+    with SecondDevice():
+        fewer, _ = strided(linear_schedule(30).to(ELSEWHERE), abs, [30, 1])
+        assert fewer.alpha_bar.device == ELSEWHERE
 
 
 @given(schedules(min_T=2))
