@@ -204,7 +204,9 @@ LABELS = {
 def save_plot(path: Path, rungs: list[dict[str, Any]]) -> None:
     """Each measure against the number of steps, a curve for each sampler."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
+    steps = sorted({r["steps"] for r in rungs})
     labels = {key: text for key, text in LABELS.items() if key in rungs[0]}
     size = (12, 4) if len(labels) > 1 else (6, 4)
     figure = Figure(figsize=size, dpi=100, layout="constrained")
@@ -219,6 +221,11 @@ def save_plot(path: Path, rungs: list[dict[str, Any]]) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), marker="o", label=name)
         axes.set(xlabel="steps", ylabel=label, xscale="log", yscale="log")
+        axes.set_xticks(steps, [str(n) for n in steps])
+        axes.set_xticks([], minor=True)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3, which="both")
         if measure == "distance":
             floor = rungs[0]["floor"]
