@@ -147,16 +147,17 @@ LAWS = {
             "content",
             "draws",
             "files",
+            "machine",
             "pictures",
             "processes",
             "readers",
+            "run",
             "settings",
             "speed",
             "state",
         )
     },
     "workshop/checkpoint.py": ("workshop/test_checkpoint_file.py",),
-    "workshop/run.py": ("workshop/test_run.py", "workshop/test_checkpoint.py"),
 }
 EXAMPLES = 15  # hypothesis' examples for each law
 # A test that takes this much more processor time than on the code as it is, in times

@@ -2,6 +2,8 @@
 
 import re
 import warnings
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -155,40 +157,323 @@ def test_the_law_sees_a_sum_that_is_kept_in_bfloat16():
     assert ((kept.float() - exact).abs() > bound).float().mean() > 0.5
 
 
+# Which precision a run has, and the sentence that says why
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """Sets what this machine is fast in; bfloat16 takes 16.25 times as long, if it is
+    measured."""
+
+    def is_fast(bf16):
+        monkeypatch.setattr(machine, "default_precision", lambda _: (bf16, "so it is"))
+
+    monkeypatch.setattr(machine, "slow_bf16_ratio", lambda: 16.25)
+    return is_fast
+
+
+ELSE = "; left to itself, this machine takes"
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize(
-    ("sets", "bf16"),
+    ("bf16", "asked", "kept", "taken", "sentence"),
     [
-        ([], False),
-        (["AVX2"], False),
-        (["AVX2", "AVX512"], False),
-        (["AVX2", "AVX512", "AVX512_BF16"], True),
-        (["AVX2", "AVX512", "AVX512_BF16", "AMX"], True),
+        (False, None, None, False, "float32: so it is"),
+        (False, False, None, False, "float32, as asked"),
+        (False, True, None, True, f"bfloat16, as asked{ELSE} float32: so it is"),
+        (True, None, None, True, "bfloat16: so it is"),
+        (True, True, None, True, "bfloat16, as asked"),
+        (True, False, None, False, f"float32, as asked{ELSE} bfloat16: so it is"),
+        *[
+            (False, x, False, False, "float32, as the checkpoint was trained")
+            for x in (None, False)
+        ],
+        *[
+            (True, x, True, True, "bfloat16, as the checkpoint was trained")
+            for x in (None, True)
+        ],
+        *[
+            (
+                fast,
+                None,
+                not fast,
+                not fast,
+                f"{'float32' if fast else 'bfloat16'}, as the checkpoint was trained"
+                f"{ELSE} {'bfloat16' if fast else 'float32'}: so it is",
+            )
+            for fast in (True, False)
+        ],
+    ],
+)
+def test_a_run_keeps_what_it_has_or_is_asked_for_and_says_so(
+    fast, device, bf16, asked, kept, taken, sentence
+):
+    """A run that goes on keeps its precision on any machine; a new one takes what is
+    asked, or what is fast. Where this machine would choose otherwise it is said, and
+    who takes bfloat16 on a CPU that is slow in it is warned, at his own line."""
+    fast(bf16)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = choose_precision(torch.device(device), asked, kept)
+    assert found == (taken, sentence)
+    warned = [(str(w.message), w.filename) for w in caught]
+    slow = (
+        "bfloat16 takes 16.2 times as long as float32 on this CPU (one convolution, "
+        "forward and backward); --no-bf16 trains in float32"
+    )
+    assert warned == [(slow, __file__)] * (taken and not bf16 and device == "cpu")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_that_goes_on_in_another_precision_is_refused(fast, kept):
+    """Its weights would differ; the sentence says which flag to leave out."""
+    fast(True)
+    with pytest.raises(ValueError, match="the checkpoint") as refused:
+        choose_precision(CPU, not kept, kept)
+    was, asked = ("bfloat16", "float32") if kept else ("float32", "bfloat16")
+    flag = "--no-bf16" if kept else "--bf16"
+    assert str(refused.value) == (
+        f"the checkpoint was trained in {was}, and {asked} was asked for; leave out "
+        f"{flag}, or begin a new run in another folder"
+    )
+
+
+LEFT_OPEN = "float32; its checkpoint leaves the precision open"
+
+
+@pytest.mark.parametrize(
+    ("bf16", "asked", "kept", "taken", "sentence"),
+    [
+        *[
+            (fast, asked, kept, asked, f"{machine.name(asked)}, as asked")
+            for fast in (True, False)
+            for asked in (True, False)
+            for kept in (True, False, None)
+        ],
+        *[(fast, None, None, False, LEFT_OPEN) for fast in (True, False)],
+        *[
+            (fast, None, False, False, "float32, as it was trained")
+            for fast in (True, False)
+        ],
+        (True, None, True, True, "bfloat16, as it was trained: so it is"),
+        (False, None, True, False, "float32: so it is"),
+    ],
+)
+def test_samples_are_drawn_as_the_run_was_trained_unless_that_is_slow(
+    fast, bf16, asked, kept, taken, sentence
+):
+    """What is asked for wins. Else bfloat16 only for a run that was trained so, where
+    it is fast; and only what the checkpoint tells is called "as it was trained".
+    """
+    fast(bf16)
+    assert precision_to_sample(CPU, asked, kept) == (taken, sentence)
+
+
+def test_a_gpu_is_asked_for_itself(monkeypatch):
+    """That very one, and in earnest: to emulate bfloat16 is slower than float32."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device", lambda x: asked.append(x) or ExitStack())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
+    device = torch.device("cuda", 3)
+    for has in (True, False):
+
+        def supported(including_emulation=True, has=has):
+            return has or including_emulation
+
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+        said = f"A GPU {'computes' if has else 'cannot compute'} in bfloat16"
+        assert default_precision(device) == (has, said)
+    assert asked == [device] * 2
+
+
+def test_a_device_that_was_never_tried_computes_in_float32():
+    """Nothing is known of it, which is said."""
+    said = "bfloat16 was never tried on meta"
+    assert default_precision(torch.device("meta")) == (False, said)
+
+
+@pytest.mark.parametrize(
+    ("sets", "bf16", "why"),
+    [
+        ([], False, "neither AVX512_BF16 nor AMX"),
+        (["AVX2", "AVX512"], False, "neither AVX512_BF16 nor AMX"),
+        (["AVX2", "AVX512", "AVX512_BF16"], True, "AVX512_BF16"),
+        (["AVX2", "AVX512", "AVX512_BF16", "AMX"], True, "AVX512_BF16 and AMX"),
     ],
 )
 def test_a_cpu_computes_in_bfloat16_only_with_instructions_for_it(
-    sets, bf16, monkeypatch
+    sets, bf16, why, monkeypatch
 ):
     """AVX512_BF16 or AMX: bfloat16; neither: float32; and the reason names them."""
     monkeypatch.setattr(machine, "instruction_sets", lambda: sets)
     monkeypatch.setattr(machine, "slow_bf16_ratio", lambda: pytest.fail("measured"))
-    chosen, why = default_precision(CPU)
-    assert chosen is bf16
-    assert "AVX512_BF16" in why
-    assert ("neither" in why) is not bf16
+    assert default_precision(CPU) == (bf16, f"this CPU has {why}")
 
 
-@pytest.mark.parametrize(("ratio", "bf16"), [(0.5, True), (0.95, False), (16.0, False)])
-def test_where_pytorch_cannot_tell_the_clock_does(ratio, bf16, monkeypatch):
-    """On another architecture, and where the private functions are gone: measured."""
+@pytest.mark.parametrize("lacks", ["instructions", "oneDNN"])
+@pytest.mark.parametrize("ratio", [0.5, 0.899, 0.9, 16.0])
+def test_where_pytorch_cannot_tell_the_clock_does(monkeypatch, lacks, ratio):
+    """Where it knows no instructions, or has no library that uses them: to round to 8
+    bits is worth it for a tenth of the time at least."""
+    sets = None if lacks == "instructions" else ["AMX"]
+    monkeypatch.setattr(machine, "instruction_sets", lambda: sets)
     monkeypatch.setattr(machine, "slow_bf16_ratio", lambda: ratio)
-    with monkeypatch.context() as other:
-        other.setattr(machine.platform, "machine", lambda: "aarch64")
-        assert default_precision(CPU)[0] is bf16
-    for of in machine.TOLD_BY.values():
-        monkeypatch.delattr(torch.cpu, of, raising=False)
-    chosen, why = default_precision(CPU)
-    assert chosen is bf16
-    assert f"{ratio:.2f} times" in why
+    onednn = lacks != "oneDNN"
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+    assert default_precision(CPU) == (
+        ratio < 0.9,
+        f"bfloat16 takes {ratio:.2f} times as long as float32 on this CPU",
+    )
+
+
+# What PyTorch and the system tell
+
+INSTRUCTIONS = ("AVX2", "AVX512", "AVX512_BF16", "AMX")
+TOLD = [f"_is_{x}_supported" for x in ("avx2", "avx512", "avx512_bf16", "amx_tile")]
+
+
+@pytest.mark.parametrize("name", ["x86_64", "AMD64", "i386", "i686", "aarch64"])
+@pytest.mark.parametrize("has", INSTRUCTIONS)
+@pytest.mark.parametrize("lacks", [(), (0, 1), (2,), (3,), (2, 3)])
+def test_a_cpu_has_what_pytorch_says_it_has(monkeypatch, name, has, lacks):
+    """As systems name x86. A function that a version lacks tells of nothing; without
+    both that decide, or on another CPU, nothing is known."""
+    monkeypatch.setattr(machine.platform, "machine", lambda: name)
+    for i, (instructions, of) in enumerate(zip(INSTRUCTIONS, TOLD, strict=True)):
+        answer = instructions == has
+        monkeypatch.setattr(torch.cpu, of, lambda x=answer: x, raising=False)
+        if i in lacks:
+            monkeypatch.delattr(torch.cpu, of)
+    known = [x for i, x in enumerate(INSTRUCTIONS) if i not in lacks]
+    expected = [has] if has in known else []
+    unknown = name == "aarch64" or lacks == (2, 3)
+    assert machine.instruction_sets() == (None if unknown else expected)
+
+
+class Costs(TorchDispatchMode):
+    """Notes the convolutions: shapes, kind and order in memory, and the gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "convolution" in str(func):
+            backward = "backward" in str(func)
+            last = torch.channels_last
+            self.found.append(
+                [
+                    (tuple(x.shape), x.dtype, x.is_contiguous(memory_format=last))
+                    for x in args[backward : 2 + backward]
+                ]
+            )
+            self.found.append(args[-1] if backward else args[3:5])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_measured_is_a_layer_of_the_networks(dtype):
+    """64 channels at 16x16 with a 3x3 window that keeps the size, of two pictures, in
+    the order that is fast; with both gradients, whoever asks."""
+    with Costs() as mode, torch.no_grad():
+        machine._convolution(dtype)()
+    layer = [((2, 64, 16, 16), dtype, True), ((64, 64, 3, 3), dtype, True)]
+    assert mode.found == [layer, ([1, 1], [1, 1]), layer, [True, True, False]]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_ratio_is_measured_on_one_thread_that_is_given_back(monkeypatch, fails):
+    """bfloat16's time over float32's; others would decide if there were several."""
+    threads, used = torch.get_num_threads(), []
+    monkeypatch.setattr(machine, "_convolution", lambda dtype: dtype)
+
+    def fastest(dtype):
+        used.append(torch.get_num_threads())
+        if fails:
+            raise RuntimeError
+        return {torch.bfloat16: 3.0, torch.float32: 2.0}[dtype]
+
+    monkeypatch.setattr(machine, "fastest", fastest)
+    try:
+        torch.set_num_threads(2)
+        if fails:
+            with pytest.raises(RuntimeError):
+                machine.slow_bf16_ratio.__wrapped__()
+        else:
+            assert machine.slow_bf16_ratio.__wrapped__() == 1.5
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert used == [1] * (1 if fails else 2)
+
+
+@pytest.mark.parametrize(
+    ("takes", "options", "least"),
+    [
+        ([9, 3, 1, 2], {}, 1),  # the first run also prepares
+        ([0.5, 3, 1, 2], {}, 1),
+        ([9, 3, 2], {"times": 2}, 2),
+        ([99, 10, 4], {}, 4),  # ten seconds are not over at ten seconds
+        ([99, 10.5], {}, 10.5),
+        ([9, 3, 3], {"seconds": 5}, 3),
+    ],
+)
+def test_the_fastest_of_some_runs_counts(monkeypatch, takes, options, least):
+    """Three by default, and none after ten seconds: nobody waits for minutes."""
+    now, left = [100.0], list(takes)
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr(machine, "time", clock)
+
+    def work():
+        now[0] += left.pop(0)
+
+    assert machine.fastest(work, **options) == least
+    assert left == []
+
+
+@pytest.fixture
+def files(monkeypatch, tmp_path):
+    """What stands in /proc, if anything."""
+    monkeypatch.setattr(
+        machine, "Path", lambda name: tmp_path / name.removeprefix("/proc/")
+    )
+    return tmp_path
+
+
+def test_a_cpu_is_called_what_its_maker_calls_it(files, monkeypatch):
+    """Or as the system calls its kind; what is no text in it is no reason to fail."""
+    monkeypatch.setattr(machine.platform, "processor", lambda: "a kind")
+    monkeypatch.setattr(machine.platform, "machine", lambda: "an architecture")
+    text = "processor : 0\nmodel name\t: A CPU: 2é \nmodel name : other\n"
+    (files / "cpuinfo").write_bytes(text.encode() + b"\xff\n")
+    assert machine.cpu_name() == "A CPU: 2é"
+    (files / "cpuinfo").write_text("vendor : 1\n")
+    assert machine.cpu_name() == "a kind"
+    (files / "cpuinfo").unlink()
+    assert machine.cpu_name() == "a kind"
+    monkeypatch.setattr(machine.platform, "processor", lambda: "")
+    assert machine.cpu_name() == "an architecture"
+    monkeypatch.setattr(machine.platform, "machine", lambda: "")
+    assert machine.cpu_name() == "an unknown CPU"
+
+
+def test_memory_is_what_the_system_tells(files, monkeypatch):
+    """Pages times their size in all; what is free in kibibytes, or all of it; nothing
+    where the system has no such call, or does not know."""
+    told = {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(machine.os, "sysconf", told.__getitem__)
+    assert machine.memory() == (4_096_000, 4_096_000)
+    text = "MemTotal:    9 kB\nMemAvailable:    3 kB\nSwapFree:    5 kB\n"
+    (files / "meminfo").write_text(text)
+    assert machine.memory() == (3 * 1024, 4_096_000)
+    for error in (AttributeError, ValueError, OSError):
+
+        def refuse(name, error=error):
+            raise error
+
+        monkeypatch.setattr(machine.os, "sysconf", refuse)
+        assert machine.memory() is None
 
 
 def test_the_ratio_is_a_time_and_leaves_the_threads_alone():
@@ -198,58 +483,6 @@ def test_the_ratio_is_a_time_and_leaves_the_threads_alone():
         first = machine.slow_bf16_ratio()
     assert 0 < first == machine.slow_bf16_ratio()
     assert torch.get_num_threads() == threads
-
-
-@pytest.mark.parametrize("fast", [True, False])
-def test_a_run_takes_what_is_asked_and_says_what_it_takes(fast, monkeypatch):
-    """asked beats the default; bfloat16 where it is slow warns, with the ratio."""
-    why = "a reason"
-    monkeypatch.setattr(machine, "default_precision", lambda device: (fast, why))
-    monkeypatch.setattr(machine, "slow_bf16_ratio", lambda: 16.25)
-    assert choose_precision(CPU, None) == (fast, f"{machine.name(fast)}: {why}")
-    assert choose_precision(CPU, False)[0] is False
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        bf16, sentence = choose_precision(CPU, True)
-    assert bf16 is True
-    assert [("16.2 times" in str(w.message)) for w in caught] == [True] * (not fast)
-    assert ("float32" in sentence) is not fast  # what the machine would take
-
-
-@pytest.mark.parametrize("kept", [True, False])
-@pytest.mark.parametrize("fast", [True, False])
-def test_a_resumed_run_keeps_its_precision(kept, fast, monkeypatch):
-    """On any machine; the sentence says where this one would choose otherwise."""
-    monkeypatch.setattr(machine, "default_precision", lambda device: (fast, "reason"))
-    monkeypatch.setattr(machine, "slow_bf16_ratio", lambda: 16.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        bf16, sentence = choose_precision(CPU, None, kept)
-        assert choose_precision(CPU, kept, kept)[0] is kept
-    assert bf16 is kept
-    assert sentence.startswith(f"{machine.name(kept)}, as the checkpoint")
-    assert ("reason" in sentence) is (fast is not kept)
-    with pytest.raises(ValueError, match="the checkpoint was trained in"):
-        choose_precision(CPU, not kept, kept)
-
-
-@pytest.mark.parametrize("fast", [True, False])
-def test_samples_are_drawn_as_the_run_was_trained_unless_that_is_slow(
-    fast, monkeypatch
-):
-    """What is asked for wins. Else bfloat16 only for a run that was trained so, where
-    it is fast; and only what the checkpoint tells is called "as it was trained".
-    """
-    monkeypatch.setattr(machine, "default_precision", lambda device: (fast, "reason"))
-    for kept in (True, False, None):
-        for asked in (True, False):
-            bf16, sentence = precision_to_sample(CPU, asked, kept)
-            assert bf16 is asked
-            assert sentence == f"{machine.name(asked)}, as asked"
-        bf16, sentence = precision_to_sample(CPU, None, kept)
-        assert bf16 is (kept is True and fast)
-        assert sentence.startswith(machine.name(bf16))
-        assert ("as it was trained" in sentence) is (kept is bf16)
 
 
 def is_one_screen(out: str) -> None:

@@ -430,10 +430,13 @@ def test_a_header_that_promises_too_much_needs_no_memory(path, n, H, packed):
     refused(read_idx_images, path, "its header promises")
 
 
-def test_a_file_that_unpacks_to_more_than_it_says_is_not_unpacked(path):
-    """A gzip bomb: 64 MiB behind a header of 20 bytes is refused after 21."""
-    data = idx_bytes(np.zeros((1, 4, 5), dtype=np.uint8)) + bytes(1 << 26)
-    refused(read_idx_images, written(path, gzip.compress(data)), "got 21; it is dam")
+@pytest.mark.parametrize("n", [20, 3 << 19])
+def test_a_file_that_unpacks_to_more_than_it_says_is_not_unpacked(path, n):
+    """A gzip bomb: 64 MiB behind a header of n bytes is refused at the next one, be it
+    in the first piece of what is unpacked or in a later one."""
+    data = idx_bytes(np.zeros((1, 1, n), dtype=np.uint8)) + bytes(1 << 26)
+    packed = gzip.compress(data, 1)
+    refused(read_idx_images, written(path, packed), f"got {n + 1:,}; it is damaged")
 
 
 @pytest.mark.parametrize(
@@ -453,6 +456,8 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(
 
 
 ONE_MORE = b"x" + bytes(5)
+OTHER_SUM = bytearray(gzip.compress(idx_bytes(levels(0, 3, 4, 5))))
+OTHER_SUM[-8] ^= 1
 SENTENCES = [
     (
         read_cifar10_file,
@@ -506,6 +511,11 @@ SENTENCES = [
         read_idx_images,
         gzip.compress(idx_bytes(levels(0, 3, 4, 5))) + ONE_MORE,
         "{} does not unpack: it continues after its end",
+    ),
+    (
+        read_idx_images,
+        OTHER_SUM,
+        "{} does not unpack: Error -3 while decompressing data: incorrect data check",
     ),
     (
         read_npy_images,

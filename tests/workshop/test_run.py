@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import math
 import re
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +18,13 @@ from tinyddpm import linear_schedule, sample
 from tinyddpm.schedule import Schedule
 from tinyddpm.unet import UNet
 from tinyddpm.workshop.checkpoint import load_checkpoint, rebuild
-from tinyddpm.workshop.run import fit, say_what_is_short, seed_masks
+from tinyddpm.workshop.run import (
+    fit,
+    rng_left_alone,
+    say_what_is_short,
+    seconds_a_step,
+    seed_masks,
+)
 from tinyddpm.workshop.settings import TrainConfig
 from tinyddpm.workshop.state import by_tenth
 
@@ -264,8 +272,11 @@ def test_a_wrapped_network_is_the_network_inside(tmp_path, wrap, capfd):
         )
     x, t = torch.ones(1, 2, 4, 4), torch.tensor([3])
     assert torch.equal(rebuild(plain)(x, t), rebuild(other)(x, t))
-    told = "without its DataParallel wrapper, on cpu alone" in capfd.readouterr().err
-    assert told == (wrap != "compiled")
+    told = (
+        "the network is trained without its DataParallel wrapper, on cpu alone; to "
+        "train on several GPUs, start the script with torchrun\n"
+    )
+    assert (told in capfd.readouterr().err) == (wrap != "compiled")
 
 
 # What is shared out and sped up is the same run to rounding
@@ -553,13 +564,24 @@ def test_a_second_run_in_one_folder_is_refused_while_the_first_one_runs(tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
 
 
+IT_HOLDS = (
+    "after {} steps the moving average will still hold {} of the initial weights; "
+)
+IT_HOLDS += "for so short a run give an ema of about {} instead of {}\n"
+IT_WARMS = "the learning rate is warmed up over {} steps, but the run has {}; for so "
+IT_WARMS += "short a run give a warmup of about {}\n"
+
+
 @pytest.mark.parametrize(
     ("steps", "ema", "warmup", "told"),
     [
-        (1000, 0.9999, 0, ["will still hold 90% of the initial weights", "0.995 "]),
-        (100, 0.9, 5000, ["warmed up over 5000 steps, but the run has 100", "about 5"]),
-        (100, 0.95, 99, []),
-        (800_000, 0.9999, 5000, []),
+        (1000, 0.9999, 0, IT_HOLDS.format(1000, "90%", "0.995", "0.9999")),
+        (3, 0.9, 0, IT_HOLDS.format(3, "73%", "0", "0.9")),
+        (100, 0.9, 5000, IT_WARMS.format(5000, 100, 5)),
+        (100, 0.9, 100, IT_WARMS.format(100, 100, 5)),
+        (1, 0.05, 0, ""),  # 5 % exactly
+        (100, 0.95, 99, ""),
+        (800_000, 0.9999, 5000, ""),
     ],
 )
 def test_settings_of_a_longer_run_are_told(capfd, steps, ema, warmup, told):
@@ -567,8 +589,65 @@ def test_settings_of_a_longer_run_are_told(capfd, steps, ema, warmup, told):
     with a decay that leaves e^-5; so is a warm-up that the run does not outlast."""
     say_what_is_short(TrainConfig(steps=steps, ema=ema, warmup=warmup))
     said = capfd.readouterr().err
-    assert len(said.splitlines()) == (1 if told else 0)
-    for part in told:
-        assert part in said
+    assert said == told
     for advised in re.findall(r"an ema of about ([\d.]+)", said):
         assert float(advised) ** steps < 0.05
+
+
+@pytest.mark.parametrize(
+    ("takes", "timed", "median"),
+    [
+        ([50, 50, 2, 3, 10], 5, 3),  # three at least, however long they take
+        ([50, 50] + [1] * 198, 7, 1),  # and no more once four seconds are over
+        ([50, 50] + [0.001] * 198, 200, 0.001),
+    ],
+)
+def test_a_step_is_timed_on_a_copy_after_a_warm_up(monkeypatch, takes, timed, median):
+    """The median of steps of the very run, without its warm-up, its average and the two
+    first steps, which also prepare. The network is left as it was."""
+    now, looked = [100.0], []
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr("tinyddpm.workshop.run.time", clock)
+
+    def steps(s, net, draw, config, log):
+        assert (s, draw) == (S, noise)
+        assert type(net) is Net
+        assert net is not given_net
+        assert same(net, given_net)
+        assert config == dataclasses.replace(
+            CONFIG, steps=200, log_every=1, save_every=1, warmup=0, ema=0.0
+        )
+        for seconds in takes:
+            now[0] += seconds
+            looked.append(seconds)
+            log(None)
+
+    monkeypatch.setattr("tinyddpm.workshop.run.fit", steps)
+    given_net = Net()
+    found = seconds_a_step(S, nn.DataParallel(given_net), noise, CONFIG)
+    assert found == pytest.approx(median)
+    assert len(looked) == timed
+
+
+def test_masks_and_random_numbers_are_of_the_gpu_that_the_network_is_on(monkeypatch):
+    """Its generator is seeded, with the very seed that a CPU has, and given back as it
+    was; a CPU's run leaves all GPUs alone."""
+    asked, gpu, cpu = [], torch.device("cuda", 1), torch.device("cpu")
+    left_alone = torch.random.fork_rng
+    monkeypatch.setattr(
+        torch.random, "fork_rng", lambda x: asked.append(x) or ExitStack()
+    )
+    monkeypatch.setattr(torch.cuda, "device", lambda x: asked.append(x) or ExitStack())
+    monkeypatch.setattr(torch.cuda, "manual_seed", asked.append)
+    for device in (gpu, cpu):
+        with rng_left_alone(device):
+            pass
+    assert asked == [[gpu], []]
+    asked.clear()
+    own = torch.Generator()
+    seed_masks(1, 2, gpu, own)
+    assert asked == [gpu, own.initial_seed()]
+    with left_alone([]):
+        seed_masks(1, 2, cpu, own)
+        assert torch.default_generator.initial_seed() == asked[1]
+    assert asked[2:] == []

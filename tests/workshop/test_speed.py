@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tinyddpm.unet import UNet
 from tinyddpm.workshop.speed import (
     FastDropout,
     FastUpsample,
+    casts,
     fast_layers,
     faster,
     unwrapped,
@@ -217,3 +219,123 @@ def test_what_wraps_a_network_is_taken_off():
     compiled = torch.compile(net, backend="eager")
     for wrapped in (net, compiled, nn.DataParallel(net), nn.DataParallel(compiled)):
         assert unwrapped(wrapped) is net
+
+
+def test_a_layer_that_somebody_listens_to_is_left_alone():
+    """Its hooks would not be called in another one's place; nor is a dropout replaced
+    that changes its input. A place without a module stays one."""
+    heard = []
+    net = nn.Sequential(Upsample(2), nn.Dropout(0.5), nn.Dropout(0.5, inplace=True))
+    net.register_module("nothing", None)
+    net[0].register_forward_pre_hook(lambda *_: heard.append("before"))
+    net[1].register_forward_hook(lambda *_: heard.append("after"))
+    twin = fast_layers(net)
+    assert [type(m) for m in twin[:3]] == [Upsample, nn.Dropout, nn.Dropout]
+    twin[:3].eval()(torch.zeros(1, 2, 3, 3))
+    assert heard == ["before", "after"]
+    assert twin.nothing is None
+
+
+class OnAGpu(nn.Linear):
+    """Says that it is on the second GPU; nothing is computed there."""
+
+    def parameters(self, recurse=True):
+        yield SimpleNamespace(device=torch.device("cuda", 1))
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_products_are_in_bfloat16_where_asked_or_where_a_gpu_has_them(
+    monkeypatch, supported
+):
+    """In earnest: a GPU that emulates them is slower with them."""
+
+    def is_bf16_supported(including_emulation=True):
+        return supported or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [casts(cpu, x) for x in (None, False, True)] == [False, False, True]
+    assert [casts(gpu, x) for x in (None, False, True)] == [supported, False, True]
+
+
+def test_a_network_in_bfloat16_says_what_it_is(monkeypatch):
+    """It has the classes and the mode of the one inside, and casts to bfloat16 where
+    the pictures are, whatever that device would cast to by itself."""
+    asked, autocast = [], torch.autocast
+    monkeypatch.setattr(
+        torch, "autocast", lambda *a: asked.append(a) or autocast("cpu", *a[1:])
+    )
+    net = unet(num_classes=3).float().train()
+    quick = faster(net, bf16=True)
+    assert (quick.num_classes, quick.training) == (3, True)
+    assert faster(net.eval(), bf16=True).training is False
+    assert faster(nn.Linear(2, 2), bf16=True).num_classes is None
+    quick(pictures()[0].float(), pictures()[1], torch.tensor([0, 3, 1]))
+    assert asked == [("cpu", torch.bfloat16)]
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_a_gpu_compiles_and_several_share(monkeypatch, on_gpu):
+    """Unless told not to; one that was compiled is compiled anew. Processes average
+    their gradients, each on the GPU that the network is on."""
+    compiled, shared = [], []
+    monkeypatch.setattr(torch, "compile", lambda net: compiled.append(net) or net)
+
+    def share(net, device_ids):
+        shared.append(device_ids)
+        return net
+
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", share)
+    monkeypatch.setattr("tinyddpm.workshop.speed.unwrapped", lambda net: net)
+    net = OnAGpu(2, 2) if on_gpu else nn.Linear(2, 2)
+    for asked in (None, False, True):
+        compiled.clear()
+        faster(net, False, compiled=asked)
+        assert len(compiled) == (on_gpu if asked is None else asked)
+    assert shared == []
+    compiled.clear()
+    net._orig_mod = nn.Linear(1, 1)  # what torch.compile leaves in its own
+    faster(net, False, compiled=False)
+    assert compiled == []
+    faster(net, False, together=True)
+    assert len(compiled) == 1
+    assert shared == [[torch.device("cuda", 1)] if on_gpu else None]
+
+
+def test_masks_come_from_a_generator_of_their_own():
+    """Where there is one, torch's own numbers are neither used nor drawn."""
+    x, masks = torch.ones(3, 5), []
+    dropout = FastDropout(0.5)
+    for seed, other in ((1, 2), (1, 3), (2, 3)):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(other)
+            before = torch.random.get_rng_state()
+            dropout.generator = torch.Generator().manual_seed(seed)
+            masks.append(dropout(x))
+            assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+
+
+def test_dropout_is_torch_s_where_it_is_as_fast(monkeypatch):
+    """While a network is compiled, on other devices, and for p that 16 bits take for 0
+    or 1; the smallest and largest that they do not are tossed here."""
+    plain = []
+    forward = nn.Dropout.forward
+
+    def noted(dropout, x):
+        plain.append(dropout.p)
+        return forward(dropout, x)
+
+    monkeypatch.setattr(nn.Dropout, "forward", noted)
+    unit, x = 2.0**-16, torch.ones(8)
+    for p in (0.0, 0.4 * unit, 1 - 0.4 * unit, 1.0):
+        FastDropout(p)(x)
+    assert len(plain) == 4
+    for p in (unit, 1 - unit):
+        FastDropout(p)(x)
+    assert len(plain) == 4
+    FastDropout(0.5)(x.to("meta"))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    FastDropout(0.25)(x)
+    assert plain[4:] == [0.5, 0.25]
