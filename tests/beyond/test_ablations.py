@@ -27,8 +27,8 @@ from tinyddpm import (
     to_float,
     weight,
 )
+from tinyddpm.beyond import ablations
 from tinyddpm.beyond.ablations import (
-    HYPERPARAMETERS_256,
     L,
     L_mu,
     L_of_step,
@@ -298,7 +298,8 @@ def test_the_network_for_256_has_the_papers_114_million_weights():
     count = sum(p.numel() for p in net.parameters())
     assert round(count / 1e6) == 114
     assert 256 // 2 ** net.attention_levels[0] == 16
-    assert (HYPERPARAMETERS_256.lr, HYPERPARAMETERS_256.batch) == (2e-5, 64)
+    h = ablations.HYPERPARAMETERS_256
+    assert (h.lr, h.batch) == (2e-5, 64)
     assert net.dropout == 0
     assert net.in_channels == 3  # RGB
 

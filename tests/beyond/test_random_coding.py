@@ -75,13 +75,13 @@ def test_the_winner_is_that_of_the_race_written_out(kl):
 def test_what_is_raced_for_is_a_draw_from_q(shift, var_q, D):
     """Algorithm 3 needs x ~ q: its mean and its variance are those of q, not of p.
 
-    24 bits in eight blocks, and 3.8 bits in one; n = 700 draws. Looked at along the way
-    from p to q, u = Σ x/√D of each block, where too few candidates fall short. 6
-    standard errors (false alarm 4e-9 for each of the four). Power: with 2^(b + 2)
-    candidates the second mean is 1.8 in place of 2.3, the second variance 0.65.
+    24 bits in eight blocks, and 3.8 bits in one; n = 400 and 350 blocks. Looked at
+    along the way from p to q, u = Σ x/√D of each block, where too few candidates fall
+    short. 6 standard errors (false alarm 4e-9 for each of the four). Power: with
+    2^(b + 2) candidates the second mean is 1.8 in place of 2.3.
     """
     q, p, kl = gaussians(shift, var_q, D)
-    blocks, n = (8, 100) if kl > 4 else (1, 700)
+    blocks, n = (8, 50) if kl > 4 else (1, 350)
     assert 2 < kl / blocks < 4
     race = Race(0)
     x = torch.cat([race.send(Writer(), kl, q, p) for _ in range(n)])
