@@ -26,7 +26,8 @@ def cosine_schedule(T: int = 1000, offset: float = 0.008) -> Schedule:
     Args: offset, s, which keeps β_1 from being too small for 8-bit pictures.
     """
     u = _times(T)
-    return _schedule_of(((u + offset) / (1 + offset) * math.pi / 2).cos() ** 2)
+    f = ((u + offset) / (1 + offset) * math.pi / 2).cos() ** 2
+    return _schedule_of(f / f[0])
 
 
 def sigmoid_schedule(
@@ -42,7 +43,7 @@ def sigmoid_schedule(
         raise ValueError(f"start must be below end, and tau above 0; {given}")
     u = (start + (end - start) * _times(T)) / tau
     f = u.sigmoid()
-    return _schedule_of(f[-1] - f)
+    return _schedule_of((f[-1] - f) / (f[-1] - f[0]))
 
 
 def strided(
@@ -127,5 +128,5 @@ def _times(T: int) -> Tensor:
 
 
 def _schedule_of(alpha_bar: Tensor) -> Schedule:
-    """β_t = 1 - ᾱ_t/ᾱ_{t-1}, at most BETA_MAX, for any multiple of ᾱ_0..ᾱ_T."""
+    """β_t = 1 - ᾱ_t/ᾱ_{t-1}, at most BETA_MAX, for ᾱ_0..ᾱ_T."""
     return Schedule((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=BETA_MAX))
