@@ -149,6 +149,7 @@ def of_the_toy(args: argparse.Namespace) -> list[dict[str, Any]]:
 def of_a_checkpoint(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The same for a checkpoint: the distance of `score.py`, and of real pictures."""
     device, checkpoint = pick_device(args.device), load_checkpoint(args.checkpoint)
+    score.held_out_in_training(args, checkpoint.config)
     s, net = Schedule(checkpoint.beta).to(device), rebuild(checkpoint).to(device)
     (v, c), (held, _) = score.read(args, checkpoint.shape, device)
     n = min(args.samples, len(held) // 2)
@@ -203,7 +204,9 @@ LABELS = {
 def save_plot(path: Path, rungs: list[dict[str, Any]]) -> None:
     """Each measure against the number of steps, a curve for each sampler."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
+    steps = sorted({r["steps"] for r in rungs})
     labels = {key: text for key, text in LABELS.items() if key in rungs[0]}
     size = (12, 4) if len(labels) > 1 else (6, 4)
     figure = Figure(figsize=size, dpi=100, layout="constrained")
@@ -218,6 +221,11 @@ def save_plot(path: Path, rungs: list[dict[str, Any]]) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), marker="o", label=name)
         axes.set(xlabel="steps", ylabel=label, xscale="log", yscale="log")
+        axes.set_xticks(steps, [str(n) for n in steps])
+        axes.set_xticks([], minor=True)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3, which="both")
         if measure == "distance":
             floor = rungs[0]["floor"]

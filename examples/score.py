@@ -183,7 +183,9 @@ def main(argv: list[str]) -> None:
         classes = read_npy_labels(args.classes) if args.classes else None
         shape = samples.shape[1:]
     else:
-        shape = load_checkpoint(args.checkpoint).shape
+        checkpoint = load_checkpoint(args.checkpoint)
+        held_out_in_training(args, checkpoint.config)
+        shape = checkpoint.shape
     (v, c), (held, held_c) = read(args, shape, device)
     n = min(args.samples, len(held) // 2)
     if n < 2:
@@ -228,6 +230,19 @@ def main(argv: list[str]) -> None:
     with write_whole(out / "score.json") as file:
         file.write(json.dumps(figures, indent=1).encode())
     print(f"samples above their nearest training pictures: {out / 'nearest.png'}")
+
+
+def held_out_in_training(args: argparse.Namespace, config: dict[str, Any]) -> None:
+    """Refuses to score a network on pictures that it was trained on."""
+    left = config.get("held_out", 0)
+    if args.test is None and args.held_out != left:
+        others = (
+            f"give --held-out {left}, or others by --test" if left else "give --test"
+        )
+        raise ValueError(
+            f"{args.checkpoint} was trained on all pictures but {left:,}, and "
+            f"--held-out is {args.held_out:,}: {others}"
+        )
 
 
 def read(

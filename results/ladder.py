@@ -5,7 +5,8 @@
 The first argument is the row's name, the others are `python -m tinyddpm train`'s. It
 writes in out/ladder/NAME what the training and `examples/score.py` write, row.json, and
 samples.png: generated pictures on the left, held-out ones on the right, a row for each
-class where there are classes; the row is printed. Run it from the repository's root.
+class where there are classes; the row is printed. bits/dim is what `python -m tinyddpm
+bound` says of held-out pictures. Run it from the repository's root.
 """
 
 import argparse
@@ -35,6 +36,8 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("name", help="of the row, and of its folder")
     parser.add_argument("--scored", type=int, default=250, help="samples, at most")
+    parser.add_argument("--charged", type=int, default=50, help="for bits/dim")
+    parser.add_argument("--of", help="another file of pictures for bits/dim")
     args, arguments = parser.parse_known_args(argv)
     out = Path("out/ladder") / args.name
     began = processor_seconds()
@@ -48,7 +51,12 @@ def main(argv: list[str]) -> None:
     score += ["--clip-x-0"] if config["clip_x_0"] else []
     call("examples/score.py", *score, "--out", str(out))
     save_png(out / "samples.png", side_by_side(out, config))
+    charged = ["--data", args.of or config["data"], "--pictures", str(args.charged)]
+    charged += [] if args.of else ["--held-out"]
+    charged += ["--clip-x-0"] if config["clip_x_0"] else []
+    told = call("-m", "tinyddpm", "bound", str(out / "checkpoint.pt"), *charged)
     found = {"name": args.name, "processor seconds": seconds} | row(out, config)
+    found["bits/dim"] = [float(x) for x in told.split()[-2:]]  # ± its standard error
     found["command"] = " ".join(["python -m tinyddpm train", *arguments])
     with write_whole(out / "row.json") as file:
         file.write(json.dumps(found, indent=1).encode())
@@ -63,6 +71,7 @@ def markdown(found: dict[str, Any]) -> str:
         f"{found['processor seconds']:.0f}",
         f"{found['pictures seen']:,}",
         f"{found['L_simple']:.4f}",
+        "{:.2f} ± {:.2f}".format(*found["bits/dim"]),
         f"{found['distance']:.2f} ± {found['its deviation']:.2f}",
         f"{found['floor']:.2f}",
         f"{found['distance'] / found['floor']:.1f}",
@@ -73,11 +82,19 @@ def markdown(found: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def call(*arguments: str) -> None:
-    """Runs Python with these arguments, and ends as it does if it fails."""
-    status = subprocess.run([sys.executable, *arguments], check=False).returncode
-    if status:
-        sys.exit(status)
+def call(*arguments: str) -> str:
+    """What Python prints, run with these arguments; ends as it does if it fails."""
+    with subprocess.Popen(
+        [sys.executable, "-u", *arguments], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        told = []
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            told.append(line)
+    if process.returncode:
+        sys.exit(process.returncode)
+    return "".join(told)
 
 
 def processor_seconds() -> float:

@@ -27,8 +27,8 @@ from tinyddpm import (
     to_float,
     weight,
 )
+from tinyddpm.beyond import ablations
 from tinyddpm.beyond.ablations import (
-    HYPERPARAMETERS_256,
     L,
     L_mu,
     L_of_step,
@@ -207,6 +207,53 @@ def test_the_best_learned_variance_is_what_it_must_cover(s, seed, data):
     assert bool((nats(other) > nats(log_variance)).all())
 
 
+def test_classes_reach_the_network():
+    """What follows x_t and t is given to the network as it is; a picture may be alone.
+
+    The losses are the mean of `L_of_step` over D, and of (μ̃ - μ_θ)².
+    """
+    s, x_0, told = linear_schedule(30), pictures(0)[:1], []
+    t, c, eps = torch.tensor([7]), torch.tensor([1]), normal(0, x_0.shape)
+    x_t = q_sample(s, x_0, t, eps)
+
+    def net(x_t, t, *c):
+        told.append(c)
+        return 0.5 * x_t
+
+    def two(x_t, t, *c):
+        return net(x_t, t, *c), x_t
+
+    mu, variance = fixed_variance(s, net)(x_t, t, c)
+    learned_variance(s, two)(x_t, t, c)
+    TwoAnswers(net)(x_t, t, c)
+    found = L(s, fixed_variance(s, net), x_0, t, eps, c)
+    expected = L_of_step(s, x_0, x_t, t, mu, variance).mean() / 4
+    torch.testing.assert_close(found, expected)
+    found = L_mu(s, fixed_variance(s, net), x_0, t, eps, c)
+    expected = (q_posterior(s, x_t, x_0, t)[0] - mu).square().mean()
+    torch.testing.assert_close(found, expected)
+    assert told == [(c,)] * 5
+
+
+def test_the_score_is_rounded_once():
+    """ε̂ in float32 gives what it gives in float64, in float32."""
+    s, eps_hat, t = linear_schedule(30), normal(0, (2, 3)).float(), torch.tensor([1, 9])
+    found = score(s, t, eps_hat)
+    assert torch.equal(found, score(s, t, eps_hat.double()).float())
+
+
+def test_without_a_generator_torchs_own_is_drawn_from():
+    """On the CPU, as `sample` does."""
+    s = linear_schedule(30)
+    eps_theta = gaussian_oracle(s, torch.zeros(2), torch.eye(2))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = sample_p_theta(s, fixed_variance(s, eps_theta), (4, 2))
+        torch.manual_seed(0)
+        expected = sample(s, eps_theta, (4, 2))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
 def test_two_answers_are_the_halves_of_one_network():
     """(x_t, 0) goes in, (first, second) comes out; each reaches every shared weight."""
     torch.manual_seed(0)
@@ -229,7 +276,9 @@ def test_a_second_answer_of_another_shape_is_refused():
     """One log Σ for each number: a shape that merely broadcasts is a mistake."""
     s, x_t = linear_schedule(30), normal(0, (2, 3))
     p_theta = learned_variance(s, lambda x, t: (x, x[:, :1]))
-    with pytest.raises(ValueError, match="second answer must have the shape"):
+    shapes = r"the shape of the batch, \(2, 3\), got \(2, 1\)"
+    says = rf"^the network's second answer must have {shapes}$"
+    with pytest.raises(ValueError, match=says):
         p_theta(x_t, torch.tensor([1, 2]))
 
 
@@ -249,13 +298,15 @@ def test_the_network_for_256_has_the_papers_114_million_weights():
     count = sum(p.numel() for p in net.parameters())
     assert round(count / 1e6) == 114
     assert 256 // 2 ** net.attention_levels[0] == 16
-    assert (HYPERPARAMETERS_256.lr, HYPERPARAMETERS_256.batch) == (2e-5, 64)
+    h = ablations.HYPERPARAMETERS_256
+    assert (h.lr, h.batch) == (2e-5, 64)
     assert net.dropout == 0
+    assert net.in_channels == 3  # RGB
 
 
 def test_bits_are_nats_over_D_ln_2():
     """One step t = 1 alone, T = 1: the bound is L_T + L_0 with D ln 2 nats to a bit."""
-    s, x_0 = Schedule(torch.tensor([0.5])), pictures(0)
+    s, x_0 = Schedule(torch.tensor([0.5])), pictures(0)[:1]  # one picture alone, too
     perfect = fixed_variance(s, lambda x, t: x_0, mu_itself)
     found = bits_per_dim_p_theta(s, perfect, x_0, torch.Generator().manual_seed(0))
     expected = (L_T(s, x_0) + L_0(s, x_0, x_0)) / (4 * math.log(2))

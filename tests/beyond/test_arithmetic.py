@@ -9,14 +9,17 @@ from hypothesis import strategies as st
 
 from tinyddpm.beyond.arithmetic import PRECISION, Reader, Writer, cumulative
 
+from ..strategies import normal
+
 # Laws of 1 to 300 symbols; weights down to 0, which must still be sendable.
 weights = st.lists(st.floats(0, 1), min_size=1, max_size=300).filter(any)
 
 
 @given(weights)
 def test_every_symbol_has_a_place(p):
-    """The tables hold whole counts that sum to 2^40, none of them 0, each within a few
-    counts of its share (the likeliest takes the rest).
+    """The tables hold whole counts that sum to 2^40, each within a few counts of its
+    share, and one where that is 0. A likelier symbol never has fewer, and what rounding
+    leaves is not taken from the likeliest but given to it.
     """
     p = torch.tensor(p, dtype=torch.float64)
     table = cumulative(p)
@@ -26,6 +29,19 @@ def test_every_symbol_has_a_place(p):
     assert int(counts.min()) >= 1
     share_of = (p / p.sum() * 2**PRECISION).round()
     assert float((counts - share_of).abs().max()) <= 2 * len(p) + 2
+    assert bool((counts[p / p.sum() < 2.0**-50] == 1).all())
+    assert bool((counts[p.argsort()].diff() >= 0)[: len(p) - 2].all())
+    assert int(counts[p.argmax()]) == int(counts.max())
+
+
+def test_each_law_of_a_batch_has_the_table_that_it_has_alone():
+    """(..., n) -> (..., n + 1)."""
+    p = normal(0, (3, 2, 5)).abs()
+    tables = cumulative(p)
+    assert tables.shape == (3, 2, 6)
+    for i in range(3):
+        for j in range(2):
+            assert torch.equal(tables[i, j], cumulative(p[i, j]))
 
 
 @given(st.data())

@@ -124,6 +124,34 @@ def test_all_steps_with_eta_1_are_algorithm_2(s, seed):
         torch.testing.assert_close(of_ddim, of_p, rtol=0, atol=1e-7)
 
 
+@given(short, seeds)
+def test_rounding_to_float32_comes_last(s, seed):
+    """x_t in float32 gives what the same x_t in float64 does, rounded once."""
+    x_t, eps_hat, z = (normal(seed + i, (3, 2), torch.float32) for i in range(3))
+    t = torch.full((3,), s.T)
+    for step, *noise in (
+        (lambda *x: ddim_step(s, x[0], t, t - 1, *x[1:], 0.5, True), eps_hat, z),
+        (lambda *x: ddim_ode_step(s, x[0], t, t - 1, *x[1:]), eps_hat),
+    ):
+        found = step(x_t, *noise)
+        assert found.dtype == torch.float32
+        expected = step(*(x.double() for x in (x_t, *noise)))
+        torch.testing.assert_close(found, expected.float(), rtol=1e-6, atol=1e-6)
+
+
+@given(short, seeds, etas, st.booleans())
+def test_a_sample_is_what_the_loop_ends_with(s, seed, eta, clip):
+    """`ddim_sample` has the arguments of `ddim_loop`, each in its place."""
+    args = s, some_network, normal(seed, (2, 3)), uniform_steps(s.T, 2)
+    g, same = (torch.Generator().manual_seed(seed) for _ in range(2))
+    *_, (t, x_0, _) = ddim_loop(*args, g, eta, clip)
+    assert t == 0
+    assert torch.equal(ddim_sample(*args, same, eta, clip), x_0)
+    if eta == 0 and not clip:
+        assert torch.equal(ddim_sample(*args), x_0)
+        assert torch.equal(list(ddim_loop(*args))[-1][1], x_0)
+
+
 @given(short, shapes, seeds, etas, st.data())
 def test_the_last_step_lands_on_x_0_hat(s, shape, seed, eta, data):
     """t' = 0: ᾱ_0 = 1, so x_0 is the last x̂_0 to the last bit, whatever η and z are."""
@@ -223,7 +251,10 @@ def test_encode_then_decode_returns_the_picture_to_first_order():
 
 
 def test_encoding_asks_the_network_for_the_rising_steps():
-    """x_0 goes up τ_1, ..., τ_S; asked are 1 (for 0), τ_1, ..., τ_{S-1}."""
+    """x_0 goes up τ_1, ..., τ_S; asked are 1 (for 0), τ_1, ..., τ_{S-1}.
+
+    The first step is from t = 0, where x_0 has no noise.
+    """
     asked = []
 
     def eps_theta(x_t, t):
@@ -232,6 +263,9 @@ def test_encoding_asks_the_network_for_the_rising_steps():
 
     ddim_encode(linear_schedule(100), eps_theta, normal(0, (2, 3)), [90, 40, 10])
     assert asked == [{1}, {10}, {40}]
+    s, x_0, t = linear_schedule(100), normal(0, (2, 3)), torch.tensor([40, 40])
+    found = ddim_encode(s, eps_theta, x_0, [40])
+    assert torch.equal(found, ddim_ode_step(s, x_0, 0 * t, t, x_0))
 
 
 def test_few_steps_land_on_the_data():
@@ -252,7 +286,8 @@ def test_few_steps_land_on_the_data():
 def test_sub_sequences_fall_from_T_and_have_n_members(T, data):
     """Uniform and quadratic: n different steps, T first, 1 at least; all for n = T.
 
-    The n uniform ones are T/n apart to a rounding, the quadratic ones grow with t.
+    They are whole. The n uniform ones are T/n apart to a rounding; of the quadratic
+    ones, which are further apart the larger they are, the i-th is T (i/n)², rounded up.
     """
     n = data.draw(st.integers(1, T))
     for choose in (uniform_steps, quadratic_steps):
@@ -261,9 +296,12 @@ def test_sub_sequences_fall_from_T_and_have_n_members(T, data):
         assert found == sorted(found, reverse=True)
         assert found[0] == T
         assert found[-1] >= 1
+        assert {type(t) for t in found} == {int}
         assert choose(T, T) == list(range(T, 0, -1))
     gaps = [a - b for a, b in pairwise(uniform_steps(T, n))]
     assert all(abs(gap - T / n) <= 1 for gap in gaps)
+    for i, t in zip(range(n, 0, -1), found, strict=True):
+        assert t == i or 0 <= t * n**2 - T * i**2 < n**2
     if 4 * n**2 <= T:  # far enough apart for whole numbers
         gaps = [a - b for a, b in pairwise(found)]
         assert all(a >= b for a, b in pairwise(gaps))
@@ -291,18 +329,27 @@ def test_eta_0_uses_no_noise_and_one_call_a_step(s, shape, seed, data):
     assert torch.equal(ddim_sample(s, eps_theta, x_T, chosen), first)
 
 
+FALL = "steps must fall and lie in 100..1, got "
+ETA = (
+    "eta must lie in [0, 1] (0 is deterministic, 1 has the noise of Algorithm 2), got "
+)
 REFUSED = {
-    "steps above T": (
-        {"steps": [101, 5]},
-        "steps must fall and lie in 100..1, got [101",
+    "steps above T": ({"steps": [101, 5]}, FALL + "[101, 5]"),
+    "a step 0": ({"steps": [5, 0]}, FALL + "[5, 0]"),
+    "rising steps": ({"steps": [5, 6]}, FALL + "[5, 6]"),
+    "a step twice": ({"steps": [5, 5]}, FALL + "[5, 5]"),
+    "no steps": ({"steps": []}, FALL + "[]"),
+    "8 steps, all shown": (
+        {"steps": range(8)},
+        FALL + "[0, 1, 2, 3, 4, 5, 6, 7]",
     ),
-    "a step 0": ({"steps": [5, 0]}, "steps must fall and lie in 100..1"),
-    "rising steps": ({"steps": [5, 6]}, "steps must fall"),
-    "a step twice": ({"steps": [5, 5]}, "steps must fall"),
-    "no steps": ({"steps": []}, "steps must fall and lie in 100..1, got []"),
-    "eta above 1": ({"eta": 1.5}, "eta must lie in [0, 1]"),
-    "eta below 0": ({"eta": -0.1}, "got -0.1"),
-    "eta no number": ({"eta": math.nan}, "got nan"),
+    "9 steps, 8 shown": (
+        {"steps": range(9)},
+        FALL + "[0, 1, 2, 3, 4, 5, 6, 7]...",
+    ),
+    "eta above 1": ({"eta": 1.5}, ETA + "1.5"),
+    "eta below 0": ({"eta": -0.1}, ETA + "-0.1"),
+    "eta no number": ({"eta": math.nan}, ETA + "nan"),
 }
 
 
@@ -315,10 +362,11 @@ def test_bad_input_is_refused_before_the_network_is_asked(case):
 
     given_, says = REFUSED[case]
     args = {"steps": [100, 50], "eta": 0.0} | given_
-    with pytest.raises(ValueError, match=re.escape(says)):
+    says = f"^{re.escape(says)}$"
+    with pytest.raises(ValueError, match=says):
         ddim_sample(linear_schedule(100), eps_theta, normal(0, (2, 3)), **args)
     if "steps" in given_:
-        with pytest.raises(ValueError, match=re.escape(says)):
+        with pytest.raises(ValueError, match=says):
             ddim_encode(
                 linear_schedule(100), eps_theta, normal(0, (2, 3)), args["steps"]
             )
@@ -328,9 +376,8 @@ def test_bad_input_is_refused_before_the_network_is_asked(case):
 @pytest.mark.parametrize("n", [0, 101, 2.5])
 def test_more_steps_than_there_are_is_a_sentence(choose, n):
     """n of T steps: a whole number in 1..T."""
-    with pytest.raises(
-        ValueError, match=r"of T = 100 steps, 1\.\.100 can be taken, got"
-    ):
+    says = rf"^of T = 100 steps, 1\.\.100 can be taken, got {n}$"
+    with pytest.raises(ValueError, match=says):
         choose(100, n)
 
 
@@ -339,5 +386,18 @@ def test_a_step_leads_down():
     s, x = Schedule(torch.full((9,), 0.1)), normal(0, (1, 2))
     t = torch.tensor([4])
     for t_prime in (t, t + 1):
-        with pytest.raises(ValueError, match=r"t - t_prime must lie in 1\.\.9"):
+        with pytest.raises(ValueError, match=r"^t - t_prime must lie in 1\.\.9, got"):
             ddim_step(s, x, t, t_prime, x, x)
+
+
+@pytest.mark.parametrize("name", ["eps_hat", "z"])
+def test_noise_of_another_shape_is_refused(name):
+    """Each picture has its own ε̂ and z: a shape that merely broadcasts is a mistake."""
+    s, x, t = linear_schedule(100), normal(0, (2, 3)), torch.tensor([5, 6])
+    noise = {"eps_hat": x, "z": x} | {name: x[:1]}
+    says = rf"^{name} must have the shape of the batch, \(2, 3\), got \(1, 3\)$"
+    with pytest.raises(ValueError, match=says):
+        ddim_step(s, x, t, t - 1, **noise)
+    if name == "eps_hat":
+        with pytest.raises(ValueError, match=says):
+            ddim_ode_step(s, x, t, t - 1, noise[name])

@@ -1,5 +1,7 @@
 """Laws of the distance between sets of pictures, and of the nearest picture."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -131,6 +133,19 @@ def test_the_moments_are_those_of_the_set(seed, n, D):
     torch.testing.assert_close(p.cov, expected)
 
 
+@given(SEEDS, st.sampled_from([3, 7, 9]), st.integers(1, 4))
+def test_the_covariance_does_not_see_where_the_set_lies(seed, n, D):
+    """C(x + c) = C(x), for whole numbers x of at most 20 and c = 10⁹.
+
+    The mean m is then rounded to 10⁻⁷, and C is off by the square of that: 10⁻¹⁴. A
+    factor x - m that is x + m instead would make it 10⁹ · 10⁻⁷.
+    """
+    g = Generator().manual_seed(seed)
+    x = torch.randint(-20, 20, (n, D), generator=g).double()
+    found = gaussian_of(x + 10**9).cov
+    torch.testing.assert_close(found, gaussian_of(x).cov, rtol=0, atol=1e-9)
+
+
 @given(SEEDS, st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
 def test_the_nearest_is_the_nearest(seed, n, m, chunk):
     """min_j ‖x_i - y_j‖ / √D, one by one; an item among the others finds itself."""
@@ -145,16 +160,48 @@ def test_the_nearest_is_the_nearest(seed, n, m, chunk):
     assert not distance.any()
 
 
-def test_what_cannot_be_compared_is_refused():
+REFUSED = {
+    "one item": (
+        lambda: gaussian_of(torch.zeros(1, 3)),
+        "features must be (N, D) with N >= 2 and D >= 1, got (1, 3); a covariance "
+        "needs two items at least",
+    ),
+    "no feature": (
+        lambda: gaussian_of(torch.zeros(2, 0)),
+        "features must be (N, D) with N >= 2 and D >= 1, got (2, 0); a covariance "
+        "needs two items at least",
+    ),
+    "pictures": (
+        lambda: gaussian_of(torch.zeros(2, 3, 4)),
+        "features must be (N, D) with N >= 2 and D >= 1, got (2, 3, 4); a covariance "
+        "needs two items at least",
+    ),
+    "a feature of no size": (
+        lambda: gaussian_of(torch.tensor([[0.0], [float("inf")]])),
+        "a feature is not finite; the network or a picture is damaged",
+    ),
+    "features of two networks": (
+        lambda: frechet_distance(
+            gaussian_of(torch.zeros(3, 2)), gaussian_of(torch.zeros(3, 4))
+        ),
+        "both sets need features of one size, got 2 and 4",
+    ),
+    "pictures of two sizes": (
+        lambda: nearest(torch.zeros(2, 3), torch.zeros(2, 4)),
+        "expected items of one shape, and one to compare with at least, got (2, 3) and "
+        "(2, 4)",
+    ),
+    "nothing to compare with": (
+        lambda: nearest(torch.zeros(2, 3), torch.zeros(0, 3)),
+        "expected items of one shape, and one to compare with at least, got (2, 3) and "
+        "(0, 3)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_compared_is_refused(case):
     """Too few items, features that are not finite, and sets of different sizes."""
-    with pytest.raises(ValueError, match="N >= 2"):
-        gaussian_of(torch.zeros(1, 3))
-    with pytest.raises(ValueError, match="not finite"):
-        gaussian_of(torch.tensor([[0.0], [float("inf")]]))
-    p, q = gaussian_of(torch.zeros(3, 2)), gaussian_of(torch.zeros(3, 4))
-    with pytest.raises(ValueError, match="got 2 and 4"):
-        frechet_distance(p, q)
-    with pytest.raises(ValueError, match="one shape"):
-        nearest(torch.zeros(2, 3), torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="one shape"):
-        nearest(torch.zeros(2, 3), torch.zeros(0, 3))
+    call, says = REFUSED[case]
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+        call()

@@ -134,7 +134,7 @@ def keep_classes(path):
     optimiser.step()  # its state is part of a checkpoint
     kept = Checkpoint(
         step=1,
-        config={"bf16": False},
+        config={"bf16": False, "held_out": 16},
         network=description(ema),
         shape=(1, 8, 8),
         beta=linear_schedule(24).beta[1:],

@@ -1,5 +1,7 @@
 """The toy's data: colour gradients whose corners are uniform on the 8-bit grid."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyddpm import to_float, to_uint8
-from tinyddpm.beyond.gradients import gradient_drawer, gradient_images, gradient_ramp
+from tinyddpm.beyond.gradients import (
+    gradient_drawer,
+    gradient_images,
+    gradient_ramp,
+    held_against_the_law,
+    kolmogorov_p,
+)
 
 from ..helpers import chi2, chi2_limit, seeded
-from ..strategies import dtypes, seeds
+from ..strategies import dtypes, normal, seeds
 
 # One pixel alone has no gradient, and is refused.
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 40)).filter(lambda s: s != (1, 1))
@@ -99,9 +107,71 @@ def test_gradients_are_a_function_of_the_generator(seed):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_without_a_generator_torchs_own_is_drawn_from():
+    """On the CPU, in the toy's three channels and in float32."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        found = gradient_images(2, 5, 4)
+    expected = gradient_images(2, 5, 4, seeded(7), 3, torch.float32)
+    assert torch.equal(found, expected)
+
+
+@given(
+    st.tuples(st.integers(2, 6), st.integers(1, 6)),
+    st.integers(1, 9),
+    st.sampled_from([0.2, 1.0, 1.5]),
+    seeds,
+)
+def test_pictures_are_held_against_the_law(size, B, scale, seed):
+    """Each channel is (1-g) a + g b and a rest that is orthogonal to both.
+
+    The rest is what noise has beside its projection on the two, and its size is said;
+    the distance from uniform colours is sup |F_n(u) - u| over all u, which is reached
+    at a colour or just below one. Here it is taken at each, from the a and b that the
+    pictures were made of, some of them out of the range of the 256 levels.
+    """
+    g = gradient_ramp(*size).flatten()
+    plane = torch.stack([1 - g, g])
+    colours = scale * normal(seed, (B, 3, 2))
+    noise = 0.1 * normal(seed + 1, (B, 3, len(g)))
+    Q = torch.linalg.qr(plane.T).Q
+    rest = noise - noise @ Q @ Q.T
+    x_0 = (colours @ plane + rest).unflatten(2, size)
+    found = held_against_the_law(x_0)
+
+    n, u = 6 * B, (127.5 * (colours.flatten() + 1) + 0.5) / 256
+    above = [(u <= v).double().mean() - v.clamp(0, 1) for v in u]
+    below = [v.clamp(0, 1) - (u < v).double().mean() for v in u]
+    distance = float(max(above + below))
+    assert found == pytest.approx(
+        {
+            "rms_outside_the_plane": 127.5 * float(rest.square().mean().sqrt()),
+            "energy_outside_the_plane": float(rest.square().sum() / x_0.square().sum()),
+            "colours": n,
+            "kolmogorov_distance": distance,
+            "kolmogorov_p": kolmogorov_p(distance * n**0.5),
+        },
+        rel=1e-9,
+        abs=1e-9,
+    )
+
+
+@given(st.floats(0.05, 3))
+def test_kolmogorovs_law_has_two_forms(z):
+    """1 - √(2π)/z Σ_{k>=1} exp(-(2k-1)² π²/8z²): Jacobi's identity for theta functions.
+
+    This one converges where z is small; ten digits, as the function says.
+    """
+    terms = (math.exp(-(((2 * k - 1) * math.pi / z) ** 2) / 8) for k in range(1, 9))
+    expected = 1 - math.sqrt(2 * math.pi) / z * sum(terms)
+    assert kolmogorov_p(z) == pytest.approx(expected, abs=1e-10)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (0, 5), (5, 0), (-1, -2)])
 def test_a_picture_without_a_gradient_is_refused(size):
     """One pixel alone, or none, cannot go from one colour to another."""
+    wanted = "a height and a width >= 1 and at least 2 pixels"
+    says = f"a gradient needs {wanted}, got {size[0]}x{size[1]}"
     for make in (gradient_ramp, gradient_drawer, lambda *s: gradient_images(2, *s)):
-        with pytest.raises(ValueError, match=f"got {size[0]}x{size[1]}"):
+        with pytest.raises(ValueError, match=f"^{says}$"):
             make(*size)

@@ -1,6 +1,7 @@
 """Laws of `guidance.py`: the guided predictor is the score of p(x_t|c) p(c|x_t)^w."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -198,13 +199,31 @@ def test_the_bound_knows_the_classes_of_its_pictures(seed, chunk):
             estimate_bits_per_dim(s, net, x_0, c=c[:3])
 
 
+FINITE = "the guidance w must be finite and >= 0, got "
 REFUSED = {
-    "no such class": (UNet, 4, 0.0, r"c must lie in 0\.\.3, got 4\.\.4"),
-    "a class below 0": (UNet, torch.tensor([1, -1]), 0.0, r"c must lie in 0\.\.3"),
-    "a class that is no whole number": (UNet, torch.tensor([0.5]), 0.0, "LongTensor"),
-    "a network without classes": (MLP, 0, 1.0, "this network knows no classes"),
-    "a negative guidance": (UNet, 0, -1.0, "w must be finite and >= 0, got -1"),
-    "a guidance that is no number": (UNet, 0, math.nan, "got nan"),
+    "no such class": (UNet, 4, 0.0, "c must lie in 0..3, got 4..4"),
+    "a class below 0": (
+        UNet,
+        torch.tensor([1, -1]),
+        0.0,
+        "c must lie in 0..3, got -1..1",
+    ),
+    "a class that is no whole number": (
+        UNet,
+        torch.tensor([0.5]),
+        0.0,
+        "c must be a LongTensor of shape (B,), got torch.float32",
+    ),
+    "a network without classes": (
+        MLP,
+        0,
+        1.0,
+        "this network knows no classes, so none can be asked; train one with "
+        "num_classes and sometimes_without_class",
+    ),
+    "a negative guidance": (UNet, 0, -1.0, FINITE + "-1.0"),
+    "a guidance that is no number": (UNet, 0, math.nan, FINITE + "nan"),
+    "a guidance without end": (UNet, 0, math.inf, FINITE + "inf"),
 }
 
 
@@ -213,7 +232,7 @@ def test_bad_input_is_a_sentence_before_any_work(case):
     """Classes that are not there, networks without, and w < 0 are refused at once."""
     kind, c, w, says = REFUSED[case]
     net = small_unet() if kind is UNet else MLP((1, 8, 8))
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
         guided(net, c, w)
 
 
@@ -223,7 +242,9 @@ def test_classes_of_another_batch_are_a_sentence():
         linear_schedule(30), normal(0, (3, 2)), torch.ones(3).long(), normal(1, (3, 2))
     )
     eps_theta = guided(lambda x_t, t, c=None: x_t, torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match=r"c must be \(B,\)"):
+    with pytest.raises(
+        ValueError, match=r"^c must be \(B,\), .* \(3, 2\), got \(2,\)$"
+    ):
         eps_theta(x_t, torch.ones(3).long())
 
 
@@ -231,8 +252,8 @@ def test_the_class_is_left_out_as_often_as_asked():
     """Every picture keeps its class or gets `none`, with the probability given."""
     x_0, c, n = torch.zeros(1), torch.arange(3).repeat(4000), 12_000
 
-    def without(share: float) -> torch.Tensor:
-        draw = sometimes_without_class(lambda B, g: (x_0, c), none=3, share=share)
+    def without(*share: float) -> torch.Tensor:
+        draw = sometimes_without_class(lambda B, g: (x_0, c), 3, *share)
         x, kept = draw(n, torch.Generator().manual_seed(0))
         assert x is x_0
         assert bool(((kept == c) | (kept == 3)).all())
@@ -242,3 +263,24 @@ def test_the_class_is_left_out_as_often_as_asked():
     assert without(1.0) == 1
     # binomial: 5.2 standard deviations, false alarm 2e-7; 0.9 or no draw is far off
     assert abs(without(0.1) - 0.1) < 5.2 * (0.1 * 0.9 / n) ** 0.5
+    assert without() == without(0.1)
+
+
+@pytest.mark.parametrize("u", [0.0, 1 - 2.0**-24])
+def test_none_and_all_are_none_and_all(u, monkeypatch):
+    """share = 0 leaves out no class and share = 1 each, for every u in [0, 1)."""
+    monkeypatch.setattr(torch, "rand", lambda B, **_: torch.full((B,), u))
+    x_0, c = torch.zeros(3), torch.arange(3)
+    for left_out, expected in ((0.0, c), (1.0, torch.full_like(c, 3))):
+        draw = sometimes_without_class(lambda B, g: (x_0, c), 3, left_out)
+        assert torch.equal(draw(3, None)[1], expected)
+
+
+def test_the_classes_left_out_are_a_function_of_the_generator():
+    """Equal seeds leave out the same, the next batch is another, torch's RNG rests."""
+    draw = sometimes_without_class(lambda B, g: (B, torch.zeros(B)), 3, 0.5)
+    before, g = torch.get_rng_state(), torch.Generator().manual_seed(0)
+    first, second = draw(99, g)[1], draw(99, g)[1]
+    assert torch.equal(draw(99, g.manual_seed(0))[1], first)
+    assert not torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)

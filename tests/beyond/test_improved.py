@@ -1,6 +1,7 @@
 """Laws of `improved.py`: two schedules, fewer steps, a learned Σ and L_hybrid."""
 
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -43,6 +44,7 @@ from tinyddpm.beyond.oracle import gaussian_oracle
 from tinyddpm.train import Hyperparameters, algorithm_1
 
 from ..helpers import U
+from ..second_device import ELSEWHERE, SecondDevice
 from ..strategies import normal, schedules, seeds, share, steps
 
 short = schedules(min_T=2, max_T=12)
@@ -104,11 +106,23 @@ def test_the_sigmoid_schedule_runs_from_1_to_0(T, tau):
     assert float(s.beta[T]) == 0.999
 
 
+@given(st.integers(2, 200), st.floats(0.2, 3))
+def test_tau_divides_the_ends(T, tau):
+    """σ(u/τ), u from b to e, is σ(u) from b/τ to e/τ: τ = 1, which is the default."""
+    by_tau = sigmoid_schedule(T, -2.0, 1.0, tau)
+    by_ends = sigmoid_schedule(T, -2.0 / tau, 1.0 / tau)
+    torch.testing.assert_close(
+        by_tau.alpha_bar, by_ends.alpha_bar, rtol=1e-9, atol=1e-12
+    )
+
+
 def test_the_cosine_schedule_keeps_more_of_the_picture_in_the_middle():
     """Figure 5 of the paper: at T/2 the linear schedule has destroyed far more."""
     half = [float(s.alpha_bar[500]) for s in (cosine_schedule(), linear_schedule())]
     assert half[0] == pytest.approx(0.5, abs=0.02)
     assert half[1] < 0.1
+    # compared where each has as many steps as the paper
+    assert cosine_schedule().T == sigmoid_schedule().T == linear_schedule().T
 
 
 @given(schedules(min_T=2), st.data())
@@ -126,6 +140,13 @@ def test_a_strided_schedule_is_the_same_diffusion(s, data):
     for i, (first, last) in enumerate(pairwise(kept), start=1):
         product = s.alpha[first + 1 : last + 1].prod()
         torch.testing.assert_close(fewer.alpha[i], product, rtol=loss, atol=0)
+
+
+def test_a_strided_schedule_is_where_the_schedule_is():
+    """Its tables are on the device of those that it is made from."""
+    with SecondDevice():
+        fewer, _ = strided(linear_schedule(30).to(ELSEWHERE), abs, [30, 1])
+        assert fewer.alpha_bar.device == ELSEWHERE
 
 
 @given(schedules(min_T=2))
@@ -250,6 +271,33 @@ def test_L_hybrid_teaches_the_mean_by_L_simple_alone(s, seed, data):
     torch.testing.assert_close(loss, simple + lam * vlb, rtol=1e-9, atol=0)
 
 
+def test_lambda_is_the_papers_and_a_picture_may_be_alone():
+    """Section 3.1: λ = 0.001, so small that L_vlb does not drown L_simple."""
+    s, x_0, t = linear_schedule(30), pictures(0)[:1], torch.tensor([7])
+    eps, v = normal(0, x_0.shape), normal(1, x_0.shape).sigmoid()
+    x_t = q_sample(s, x_0, t, eps)
+    p_theta = interpolated_variance(s, lambda x, t: (x, v))
+    vlb = s.T * L_of_step(s, x_0, x_t, t, *p_theta(x_t, t)).mean() / 4
+    expected = (eps - x_t).square().mean() + 0.001 * vlb
+    found = L_hybrid(s, lambda x, t: (x, v), x_0, t, eps)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_classes_reach_the_network():
+    """What follows x_t and t is given to the network as it is."""
+    s, x_0 = linear_schedule(30), pictures(0)
+    t, c, told = torch.arange(1, 7), torch.arange(6), []
+
+    def net(x_t, t, *c):
+        told.append(c)
+        return x_t, x_t
+
+    strided(s, net, range(30, 0, -2))[1](x_0, t, c)
+    interpolated_variance(s, net)(x_0, t, c)
+    L_hybrid(s, net, x_0, t, x_0, c)
+    assert told == [(c,)] * 3
+
+
 def gradients_8_bit(height: int, width: int):
     """The toy's pictures rounded to the 256 levels, which eq. 13 needs."""
     draw = gradient_drawer(height, width)
@@ -306,20 +354,37 @@ def test_a_learned_variance_lowers_the_bound_below_both_fixed_ones():
         assert learned < min(beta, beta_tilde)
 
 
+ENDS = "start must be below end, and tau above 0; got start = {}, end = {}, tau = {}"
 REFUSED = {
-    "steps above T": (lambda s: strided(s, abs, [31]), r"lie in 30\.\.1, got \[31\]"),
-    "no steps": (lambda s: strided(s, abs, []), r"got \[\]"),
+    "steps above T": (
+        lambda s: strided(s, abs, [31]),
+        "steps must fall and lie in 30..1, got [31]",
+    ),
+    "no steps": (
+        lambda s: strided(s, abs, []),
+        "steps must fall and lie in 30..1, got []",
+    ),
     "T = 1": (
         lambda s: interpolated_variance(Schedule(torch.tensor([0.5])), abs),
-        "needs T >= 2",
+        "a learned variance needs T >= 2, got T = 1",
     ),
     "T = 0": (lambda s: cosine_schedule(0), "T must be whole and at least 1, got 0"),
-    "half a step": (lambda s: sigmoid_schedule(2.5), "got 2.5"),
+    "half a step": (
+        lambda s: sigmoid_schedule(2.5),
+        "T must be whole and at least 1, got 2.5",
+    ),
     "an end before the start": (
         lambda s: sigmoid_schedule(30, start=1.0, end=0.0),
-        "start must be below end",
+        ENDS.format(1.0, 0.0, 1.0),
     ),
-    "no temperature": (lambda s: sigmoid_schedule(30, tau=0.0), "tau above 0"),
+    "an end at the start": (
+        lambda s: sigmoid_schedule(30, start=1.0, end=1.0),
+        ENDS.format(1.0, 1.0, 1.0),
+    ),
+    "no temperature": (
+        lambda s: sigmoid_schedule(30, tau=0.0),
+        ENDS.format(-3.0, 3.0, 0.0),
+    ),
 }
 
 
@@ -327,14 +392,20 @@ REFUSED = {
 def test_bad_input_is_a_sentence(case):
     """What cannot be meant is refused with what was given, before any work."""
     call, says = REFUSED[case]
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
         call(linear_schedule(30))
 
 
-def test_answers_of_other_shapes_are_refused():
+@pytest.mark.parametrize("name", ["eps_theta(x_t, t)", "v"])
+def test_answers_of_other_shapes_are_refused(name):
     """ε_θ and v have the shape of the batch: none is broadcast in silence."""
     s, x_0 = linear_schedule(30), pictures(0)
     t, eps = torch.arange(1, 7), normal(1, x_0.shape)
-    for net in (lambda x, t: (x[:, :, :1], x), lambda x, t: (x, x[:, :, :1])):
-        with pytest.raises(ValueError, match="must have the shape of the batch"):
-            L_hybrid(s, net, x_0, t, eps)
+
+    def net(x, t):
+        return (x, x[:, :, :1]) if name == "v" else (x[:, :, :1], x)
+
+    shapes = "(6, 1, 2, 2), got (6, 1, 1, 2)"
+    says = re.escape(f"{name} must have the shape of the batch, {shapes}")
+    with pytest.raises(ValueError, match=f"^{says}$"):
+        L_hybrid(s, net, x_0, t, eps)

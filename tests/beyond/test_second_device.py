@@ -127,6 +127,11 @@ TABLE = {
         lambda s, net, g: sample(*improved.strided(s, net, [5, 3, 1]), SHAPE, g),
         *(7, 0, (6, 1)),
     ),
+    "improved.strided, its schedule": Case(
+        lambda s, net, x: improved.strided(s.to(x.device), net, [5, 3, 1])[0].beta,
+        *(10, 1, (6, 1)),
+        free=("net", "x"),
+    ),
     "improved.interpolated_variance": Case(
         lambda s, two, x_t, t: improved.interpolated_variance(s, two)(x_t, t), 5
     ),

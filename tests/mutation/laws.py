@@ -255,7 +255,7 @@ def fails_by_its_law(item: pytest.Item) -> bool:
     return watch.outcome.verdict == "law"
 
 
-def table(findings: Sequence[Finding], files: Sequence[Path], seconds: float) -> str:
+def table(findings: Sequence[Finding], files: Sequence[Path]) -> str:
     """ALONE.md."""
     of = {n: [] for n in (0, 1, 2, None)}
     for f in findings:
@@ -274,8 +274,7 @@ def table(findings: Sequence[Finding], files: Sequence[Path], seconds: float) ->
         f"{len(of[1])} by one.",
         f"Caught by none of those: {none}. Not to be put into a running process: "
         f"{not_tried}.",
-        f"With {EXAMPLES} examples of hypothesis for each law; {seconds:.0f} s of "
-        f"processor time.",
+        f"With {EXAMPLES} examples of hypothesis for each law.",
         "",
         "| mistake | caught alone by | would pass without | or ten times wider |",
         "| --- | --- | --- | --- |",
@@ -328,7 +327,7 @@ def main() -> int:
     pytest.main([*options, "--rootdir", str(ROOT), *map(str, files)], plugins=[laws])
     order = [m.name for m in chosen]
     laws.found.sort(key=lambda f: order.index(f.mistake))
-    text = table(laws.found, files, sum(os.times()[:4]))
+    text = table(laws.found, files)
     if given.names:
         print(text)
     else:

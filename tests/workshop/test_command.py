@@ -375,6 +375,7 @@ def test_pictures_between_two_that_leave_the_range_are_told(
         ("interpolate", ["--data", "gradients", "--steps", "0"], "--steps must be"),
         ("bound", ["--data", "gradients", "--draws", "0"], "draws must be >= 1"),
         ("bound", ["--data", "gradients", "--chunk", "0"], "chunk >= 1"),
+        ("bound", ["--data", "gradients", "--held-out"], "trained on all its pictures"),
         ("bound", ["--data", "gradients", "--draws", "2", "--plot", "p.png"], "every"),
     ],
 )

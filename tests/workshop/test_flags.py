@@ -23,7 +23,7 @@ import train_cifar
 import train_gradients
 from tinyddpm.schedule import Schedule, linear_schedule
 from tinyddpm.workshop import command, doctor, scripts, training
-from tinyddpm.workshop.datasets import Pictures
+from tinyddpm.workshop.datasets import Pictures, hold_out
 
 ANY = object()  # an argument that changes, in a way not looked at
 GONE = object()  # an argument of a call that is not made
@@ -96,7 +96,7 @@ def nothing(_: Any) -> None:
 
 CHECKPOINT = SimpleNamespace(
     step=7,
-    config={"names": ("cat", "dog"), "bf16": True},
+    config={"names": ("cat", "dog"), "bf16": True, "held_out": 6},
     network=None,
     shape=SHAPE,
     beta=linear_schedule(24).beta[1:],
@@ -144,10 +144,11 @@ def commands(stage: Stage) -> Callable[[list[str]], None]:
     return run
 
 
-def chosen(seed: int, n: int) -> list[Any]:
-    """The n pictures that `bound` draws by its seed, in [-1, 1]."""
-    order = torch.randperm(8, generator=Generator().manual_seed(seed))
-    return ((V[order[:n]].float() - 127.5) / 127.5).tolist()
+def chosen(seed: int, n: int, of: Tensor | None = None) -> list[Any]:
+    """The n pictures, of all or `of` these, that `bound` draws by its seed."""
+    v = V if of is None else V[of]
+    order = torch.randperm(len(v), generator=Generator().manual_seed(seed))
+    return ((v[order[:n]].float() - 127.5) / 127.5).tolist()
 
 
 def model(*calls: str) -> dict[str, dict[str, Any]]:
@@ -208,6 +209,10 @@ COMMANDS: dict[str, dict[str, dict[str, Any]]] = {
         "--no-bf16": {"precision_to_sample.asked": False, "faster.bf16": False},
         "--data e.npy": {"as_they_are.path": "e.npy"},
         "--pictures 3": {"estimate_bits_per_dim.x_0": chosen(0, 3)},
+        "--held-out": {
+            "as_they_are.split": "train",
+            "estimate_bits_per_dim.x_0": chosen(0, 4, hold_out(6, 8)[1]),
+        },
         "--draws 3": {"estimate_bits_per_dim.draws": 3, "table.every_t": False},
         "--chunk 3": {"estimate_bits_per_dim.chunk": 3},
         "--plot x.png": {

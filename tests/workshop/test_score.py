@@ -135,6 +135,7 @@ def test_samples_of_a_checkpoint_are_of_its_average_each_for_its_class(
         torch.nn.init.normal_(p, std=0.2)
     s, shape = linear_schedule(24), (1, 8, 8)
     kept = SimpleNamespace(beta=s.beta[1:], shape=shape, config={"bf16": False})
+    kept.config["held_out"] = 20
     monkeypatch.setattr(score, "load_checkpoint", lambda path: kept)
     networks = {"ema": net}
     rebuild = lambda kept, weights="ema": networks[weights]  # noqa: E731
@@ -155,6 +156,23 @@ def test_samples_of_a_checkpoint_are_of_its_average_each_for_its_class(
     outside = int((x_0.abs().flatten(1).amax(1) > 1.5).sum())
     assert outside > 0  # a network that has not trained
     assert f"{outside} of 6 pictures left [-1, 1]" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("left", "advice"), [(7, "give --held-out 7"), (0, "give --test")]
+)
+def test_a_network_is_not_scored_on_what_it_was_trained_on(
+    score, files, left, advice, monkeypatch
+):
+    """It must have held out as many pictures of --data, unless there is a --test."""
+    kept = SimpleNamespace(shape=(3, 8, 8), config={"held_out": left} if left else {})
+    monkeypatch.setattr(score, "load_checkpoint", lambda path: kept)
+    monkeypatch.setattr(score, "read", lambda *_: pytest.fail("read"))
+    argv = ["--checkpoint", "c.pt", "--data", "data.npy", "--held-out", "8"]
+    with pytest.raises(ValueError, match=f"all pictures but {left},.* is 8: {advice}"):
+        score.main(argv)
+    with pytest.raises(pytest.fail.Exception):
+        score.main([*argv, "--test", "test.npy"])
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def ddim_step(
     Returns: x_t', (B, ...).
     """
     check_eta(eta)
-    a = at(s.alpha_bar, t, x_t, eps_hat=eps_hat, z=z)
+    a = at(s.alpha_bar, t, x_t, z=z)
     a_prime = at(s.alpha_bar, t_prime, x_t, first=0)
     check_range("t - t_prime", t - t_prime, 1, s.T)
     x_0_hat = predict_x_0(s, x_t.double(), t, eps_hat)

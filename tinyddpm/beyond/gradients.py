@@ -17,7 +17,7 @@ def gradient_ramp(height: int, width: int) -> Tensor:
     g is H i/(H-1) + W j/(W-1) at pixel (i, j), divided by its value at the last pixel;
     a side of one pixel adds nothing. Returns: (H, W), float64.
     """
-    if height < 1 or width < 1 or height * width < 2:
+    if min(height, width) < 1 or height * width < 2:
         raise ValueError(
             f"a gradient needs a height and a width >= 1 and at least 2 pixels, "
             f"got {height}x{width}"
@@ -93,8 +93,8 @@ def held_against_the_law(x_0: Tensor) -> dict[str, float]:
 
 
 def kolmogorov_p(z: float) -> float:
-    """P(√n D_n > z) for large n: 2 Σ_{k>=1} (-1)^{k-1} exp(-2 k² z²), Kolmogorov."""
+    """P(√n D_n > z) for large n: -2 Σ_{k>=1} (-1)^k exp(-2 k² z²), Kolmogorov."""
     if z < 0.2:
         return 1.0  # to ten digits, and the series would need many terms
-    terms = ((-1.0) ** (k - 1) * math.exp(-2 * (k * z) ** 2) for k in range(1, 101))
-    return float(2 * sum(terms))
+    terms = ((-1.0) ** k * math.exp(-2 * (k * z) ** 2) for k in range(1, 101))
+    return float(-2 * sum(terms))

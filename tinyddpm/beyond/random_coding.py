@@ -122,7 +122,7 @@ class Race:
         """Candidates from N(0, I) in d numbers, by runs with their first number."""
         K = _candidates(self.kind)
         for first in range(0, K, RUN):
-            size = (min(RUN, K - first), d)
+            size = (min(RUN, K), d)  # both are powers of 2
             yield first, torch.randn(size, generator=self.shared, dtype=torch.float32)
 
     def _winner(

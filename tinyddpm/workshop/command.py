@@ -31,7 +31,7 @@ from ..data import to_float, to_uint8
 from ..sampler import interpolate
 from ..schedule import Schedule
 from .checkpoint import Checkpoint, load_checkpoint, rebuild
-from .datasets import as_they_are, padded
+from .datasets import as_they_are, hold_out, padded
 from .drawing import (
     draw,
     draw_all,
@@ -180,6 +180,11 @@ def _flags() -> argparse.ArgumentParser:
 
     of = add("bound", both, "eq. 5, the bound on -log p of pictures, in bits/dim")
     of.add_argument("--data", required=True, help="the pictures to charge for")
+    of.add_argument(
+        "--held-out",
+        action="store_true",
+        help="only those that training left out, as its --held-out asked for",
+    )
     of.add_argument("--pictures", type=int, default=64, help="how many, drawn by seed")
     of.add_argument(
         "--draws", type=int, help="t for each picture; if not given, every t"
@@ -258,13 +263,18 @@ def _class(
     raise ValueError(f"the classes are {known}, got {of_class!r}")
 
 
-def _read(args: argparse.Namespace, shape: tuple[int, ...]) -> Tensor:
-    """Every picture of --data, uint8 (N, C, H, W), of the checkpoint's shape."""
+def _read(
+    args: argparse.Namespace, shape: tuple[int, ...], split: str = "test"
+) -> Tensor:
+    """Every picture of --data, uint8 (N, C, H, W), of the checkpoint's shape.
+
+    Of its test set if it has one, or by `split` of the set that was trained on.
+    """
     C, H, W = shape
     if args.data == "gradients":
         g = Generator().manual_seed(args.seed)
         return to_uint8(gradient_images(max(args.pictures, 1), H, W, g, C))
-    images = as_they_are(Path(args.data), (H, W), C, "test").images
+    images = as_they_are(Path(args.data), (H, W), C, split).images
     more = H - images.shape[2], W - images.shape[3]
     if any(more) and all(0 <= n < 8 for n in more):  # as in training: 28 to 32, say
         print(f"{args.data}: black pixels are put around each picture, to {H}x{W}")
@@ -368,7 +378,14 @@ def _bound(args: argparse.Namespace) -> None:
     if args.plot and args.draws is not None:
         raise ValueError("--plot needs every t: give it without --draws")
     checkpoint, s, eps_theta, g = _open(args)
-    images = _read(args, checkpoint.shape)
+    left = checkpoint.config.get("held_out", 0) if args.held_out else 0
+    if args.held_out and not left:
+        raise ValueError(
+            f"{args.checkpoint} was trained on all its pictures: leave out --held-out, "
+            f"and give others in --data"
+        )
+    images = _read(args, checkpoint.shape, "train" if left else "test")
+    images = images[hold_out(left, len(images))[1]] if left else images
     n = min(args.pictures, len(images))
     chosen = torch.randperm(len(images), generator=Generator().manual_seed(args.seed))
     x_0 = to_float(images[chosen[:n]]).to(g.device)
