@@ -385,27 +385,25 @@ def test_what_is_measured_is_a_layer_of_the_networks(dtype):
 @pytest.mark.parametrize("fails", [True, False])
 def test_the_ratio_is_measured_on_one_thread_that_is_given_back(monkeypatch, fails):
     """bfloat16's time over float32's; others would decide if there were several."""
-    threads, used = torch.get_num_threads(), []
+    threads, used = [7], []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(machine, "_convolution", lambda dtype: dtype)
 
     def fastest(dtype):
-        used.append(torch.get_num_threads())
+        used.append(threads[-1])
         if fails:
-            raise RuntimeError
+            raise RuntimeError("no time")
         return {torch.bfloat16: 3.0, torch.float32: 2.0}[dtype]
 
     monkeypatch.setattr(machine, "fastest", fastest)
-    try:
-        torch.set_num_threads(2)
-        if fails:
-            with pytest.raises(RuntimeError):
-                machine.slow_bf16_ratio.__wrapped__()
-        else:
-            assert machine.slow_bf16_ratio.__wrapped__() == 1.5
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(threads)
+    if fails:
+        with pytest.raises(RuntimeError, match="no time"):
+            machine.slow_bf16_ratio.__wrapped__()
+    else:
+        assert machine.slow_bf16_ratio.__wrapped__() == 1.5
     assert used == [1] * (1 if fails else 2)
+    assert threads == [7, 1, 7]
 
 
 @pytest.mark.parametrize(

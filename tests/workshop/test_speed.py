@@ -282,7 +282,7 @@ def test_a_gpu_compiles_and_several_share(monkeypatch, on_gpu):
     monkeypatch.setattr(torch, "compile", lambda net: compiled.append(net) or net)
 
     def share(net, device_ids):
-        shared.append(device_ids)
+        shared.append((type(net), device_ids))
         return net
 
     monkeypatch.setattr(nn.parallel, "DistributedDataParallel", share)
@@ -290,8 +290,9 @@ def test_a_gpu_compiles_and_several_share(monkeypatch, on_gpu):
     net = OnAGpu(2, 2) if on_gpu else nn.Linear(2, 2)
     for asked in (None, False, True):
         compiled.clear()
-        faster(net, False, compiled=asked)
+        quick = faster(net, False, compiled=asked)
         assert len(compiled) == (on_gpu if asked is None else asked)
+        assert type(quick) is type(net)  # nothing around it that would do nothing
     assert shared == []
     compiled.clear()
     net._orig_mod = nn.Linear(1, 1)  # what torch.compile leaves in its own
@@ -299,7 +300,8 @@ def test_a_gpu_compiles_and_several_share(monkeypatch, on_gpu):
     assert compiled == []
     faster(net, False, together=True)
     assert len(compiled) == 1
-    assert shared == [[torch.device("cuda", 1)] if on_gpu else None]
+    gpus = [torch.device("cuda", 1)] if on_gpu else None
+    assert shared == [(type(net), gpus)]
 
 
 def test_masks_come_from_a_generator_of_their_own():
