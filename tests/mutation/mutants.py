@@ -253,7 +253,9 @@ def become(module: ModuleType, text: str) -> None:
         if isinstance(value, type) and ours:
             for attribute, method in vars(value).items():
                 take(old, attribute, method, names)
-        elif isinstance(value, FunctionType) and ours:
+        elif ours and (
+            isinstance(value, FunctionType) or hasattr(value, "__wrapped__")
+        ):
             take_code(old, value, names)
         elif not isinstance(value, FunctionType | type) and not name.startswith("__"):
             setattr(module, name, value)

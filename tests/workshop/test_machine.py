@@ -166,7 +166,11 @@ def fast(monkeypatch):
     measured."""
 
     def is_fast(bf16):
-        monkeypatch.setattr(machine, "default_precision", lambda _: (bf16, "so it is"))
+        def default(device):
+            assert isinstance(device, torch.device)
+            return bf16, "so it is"
+
+        monkeypatch.setattr(machine, "default_precision", default)
 
     monkeypatch.setattr(machine, "slow_bf16_ratio", lambda: 16.25)
     return is_fast
