@@ -43,14 +43,26 @@ def test_they_go_into_the_u_net(block, attention):
 
 
 @plug_ins
-def test_under_autocast(block, attention):
-    """bfloat16 for products: near the exact result (2⁻⁹ a rounding, some 50 times)."""
+def test_under_autocast(block, attention, monkeypatch):
+    """bfloat16 for products: near the exact result (2⁻⁹ a rounding, some 50 times).
+
+    Each softmax is in float32, as the paper's attention takes it too.
+    """
+    taken, softmax = set(), torch.softmax
+
+    def watched(*args, **kwargs):
+        weights = softmax(*args, **kwargs)
+        taken.add(weights.dtype)
+        return weights
+
+    monkeypatch.setattr(torch, "softmax", watched)
     net = filled(UNet(2, 8, (1, 2), block=block, attention=attention)).float()
     x, t = unet_batch()
     exact = net(x.float(), t)
     with torch.autocast("cpu", torch.bfloat16):
         eps_hat = net(x.float(), t)
     assert (eps_hat - exact).abs().max() < 50 * 2**-9 * exact.abs().max()
+    assert taken == {torch.float32}
 
 
 @share(40)
