@@ -280,6 +280,8 @@ def take_code(old: object, new: object, names: dict[str, Any]) -> None:
     Functions and classes of the module that are defaults stay the ones in `names`.
     """
     while hasattr(old, "__wrapped__") and hasattr(new, "__wrapped__"):
+        if hasattr(old, "cache_clear"):  # what it remembers is of the old code
+            old.cache_clear()
         old, new = old.__wrapped__, new.__wrapped__
     if not isinstance(new, FunctionType):
         return
