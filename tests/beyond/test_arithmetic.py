@@ -1,10 +1,11 @@
 """The arithmetic coder: symbols of known probability to bits, and back."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinyddpm.beyond.arithmetic import PRECISION, Reader, Writer, cumulative
@@ -15,6 +16,7 @@ from ..strategies import normal
 weights = st.lists(st.floats(0, 1), min_size=1, max_size=300).filter(any)
 
 
+@example([1.0, 1.0, 1.0])  # all are the likeliest, and one takes what is left
 @given(weights)
 def test_every_symbol_has_a_place(p):
     """The tables hold whole counts that sum to 2^40, each within a few counts of its
@@ -30,7 +32,8 @@ def test_every_symbol_has_a_place(p):
     share_of = (p / p.sum() * 2**PRECISION).round()
     assert float((counts - share_of).abs().max()) <= 2 * len(p) + 2
     assert bool((counts[p / p.sum() < 2.0**-50] == 1).all())
-    assert bool((counts[p.argsort()].diff() >= 0)[: len(p) - 2].all())
+    rising = sorted(zip(p.tolist(), counts.tolist(), strict=True))
+    assert all(x[1] <= y[1] for x, y in pairwise(rising))
     assert int(counts[p.argmax()]) == int(counts.max())
 
 
