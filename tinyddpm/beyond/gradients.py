@@ -93,8 +93,8 @@ def held_against_the_law(x_0: Tensor) -> dict[str, float]:
 
 
 def kolmogorov_p(z: float) -> float:
-    """P(√n D_n > z) for large n: -2 Σ_{k>=1} (-1)^k exp(-2 k² z²), Kolmogorov."""
+    """P(√n D_n > z) for large n: 2 Σ_{k>=1} (-1)^{k-1} exp(-2 k² z²), Kolmogorov."""
     if z < 0.2:
         return 1.0  # to ten digits, and the series would need many terms
-    terms = ((-1.0) ** k * math.exp(-2 * (k * z) ** 2) for k in range(1, 101))
-    return float(-2 * sum(terms))
+    terms = ((-1.0) ** (k - 1) * math.exp(-2 * (k * z) ** 2) for k in range(1, 101))
+    return float(2 * sum(terms))
