@@ -17,7 +17,7 @@ from tinyddpm import (
     to_uint8,
 )
 from tinyddpm.beyond import estimate
-from tinyddpm.beyond.estimate import estimate_bits_per_dim
+from tinyddpm.beyond.estimate import draw_t, estimate_bits_per_dim
 from tinyddpm.beyond.gradients import gradient_images
 from tinyddpm.beyond.oracle import gradient_oracle
 
@@ -202,3 +202,12 @@ def test_bad_input_is_refused(change, message):
     }
     with pytest.raises(ValueError, match=message):
         estimate_bits_per_dim(**arguments | change)
+
+
+@pytest.mark.parametrize("draws", [None, 2])
+def test_what_terms_count_for_is_float64(draws):
+    """As the terms are, whether every t is taken or some are drawn."""
+    s = quiet(linear_schedule, 9, 0.1, 0.4)
+    t, weight = draw_t(s, torch.zeros(4, 3), draws, None)
+    assert (t.dtype, weight.dtype) == (torch.int64, torch.float64)
+    assert t.shape == weight.shape

@@ -106,7 +106,7 @@ def L_of_step(
     mu_tilde, beta_tilde_t = q_posterior(s, x_t.double(), x_0.double(), t)
     variance = variance.expand_as(mu_theta)
     nats = mu_theta.new_zeros(len(t))
-    for which, last in ((t != 1, False), (t == 1, True)):
+    for which, last in ((t > 1, False), (t == 1, True)):
         rows = which.nonzero()[:, 0]  # each use of a mask would make the host wait
         mu, var = mu_theta[rows], variance[rows]
         if last:

@@ -95,7 +95,7 @@ def draw_t(
     every = torch.arange(1, s.T + 1, device=x_0.device)
     if draws is None:
         t = every.expand(len(x_0), -1)
-        return t, torch.ones_like(t)
+        return t, torch.ones_like(t, dtype=torch.float64)
     if draws < 1 or s.T == 1:
         raise ValueError(f"draws must be >= 1, of t = 2..T, got {draws} and T = {s.T}")
     P = every[1:].double() ** -1.5
